@@ -1,0 +1,29 @@
+"""Callbacks: what is measured while a Trainer runs, and what keeps a run safe."""
+
+from lightning_robust.callbacks.adversarial_accuracy import AdversarialAccuracy
+from lightning_robust.callbacks.attack_progress import AttackProgress
+from lightning_robust.callbacks.attack_schedule import AttackSchedule
+from lightning_robust.callbacks.catastrophic_overfitting import CatastrophicOverfitting
+from lightning_robust.callbacks.input_gradient_map import InputGradientMap
+from lightning_robust.callbacks.measurement import Measurement
+from lightning_robust.callbacks.non_finite_guard import NonFiniteGuard
+from lightning_robust.callbacks.pixel_iou import PixelIoU
+from lightning_robust.callbacks.prediction_writer import PredictionWriter
+from lightning_robust.callbacks.robust_checkpoint import RobustCheckpoint
+from lightning_robust.callbacks.robustness_curve import RobustnessCurve
+from lightning_robust.callbacks.run_results import RunResults
+
+__all__ = [
+    "AdversarialAccuracy",
+    "AttackProgress",
+    "AttackSchedule",
+    "CatastrophicOverfitting",
+    "InputGradientMap",
+    "Measurement",
+    "NonFiniteGuard",
+    "PixelIoU",
+    "PredictionWriter",
+    "RobustCheckpoint",
+    "RobustnessCurve",
+    "RunResults",
+]

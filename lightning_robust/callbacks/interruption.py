@@ -1,0 +1,132 @@
+"""Ctrl-C at a point from which a run can go on."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import WeightAveraging
+from pytorch_lightning.strategies import DDPStrategy
+
+
+class Interruption(pl.Callback):
+    """Lets the running batch of a ``fit`` finish before Ctrl-C ends it, so that a checkpoint can be taken.
+
+    Half a step cannot be resumed: the batch would be left out, or stepped on twice. A second Ctrl-C stops at once and
+    without a checkpoint. On several devices all stop after the same training batch.
+    :class:`~lightning_robust.callbacks.RunResults` adds this callback at the end of the trainer's list, so that every
+    other callback has seen the batch.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._point: str | None = None  # where the run stopped: "training" or "validation"
+        self._previous: Any = None
+
+    # -- the signal ----------------------------------------------------------------------------------------------------
+
+    def _signalled(self, number: int, frame: Any) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        sys.stderr.write("\nCtrl-C: stopping after this batch (again: at once, without a checkpoint)\n")
+
+    def _release(self) -> None:
+        if self._previous is not None and signal.getsignal(signal.SIGINT) == self._signalled:
+            signal.signal(signal.SIGINT, self._previous)
+        self._previous = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take Ctrl-C over, where it has its usual meaning."""
+        self.asked, self._point = False, None
+        main = threading.current_thread() is threading.main_thread()
+        if main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            self._previous = signal.signal(signal.SIGINT, self._signalled)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Give it back."""
+        self._release()
+        if self.asked:
+            self._stop("training")
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Give it back."""
+        self._release()
+
+    # -- the points ----------------------------------------------------------------------------------------------------
+
+    def _stop(self, point: str) -> None:
+        self._point = point
+        raise KeyboardInterrupt
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Stop after a batch; after the last one of an epoch only once its validation has begun.
+
+        From a checkpoint between the two Lightning would go on without the validation.
+        """
+        if batch_idx + 1 == trainer.num_training_batches:
+            return
+        asked = self.asked
+        if trainer.world_size > 1:  # the signal reaches one rank before the other
+            asked = trainer.strategy.reduce_boolean_decision(asked, all=False)
+        if asked:
+            self._stop("training")
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Stop after a batch. Ranks have different numbers of them: each stops by itself."""
+        if self.asked and trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._stop("validation")
+
+    # -- the checkpoint ------------------------------------------------------------------------------------------------
+
+    def save(self, trainer: pl.Trainer, path: Any) -> bool:
+        """Save a checkpoint to go on from, if the run stopped where that can be done; to be called on every rank.
+
+        Args:
+            trainer: the one that was interrupted.
+            path: the file, which rank zero writes.
+
+        Returns:
+            Whether there is one.
+        """
+        if self._point is None:
+            return False
+        if self._point == "training":
+            trainer.save_checkpoint(path, weights_only=False)
+            return True
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, WeightAveraging):  # while it validates, the weights are the averaged ones
+                callback.on_validation_epoch_end(trainer, trainer.lightning_module)
+        if trainer.world_size > 1 and not isinstance(trainer.strategy, DDPStrategy):
+            return False  # a sharded state needs all ranks, and they are at different places
+        if trainer.is_global_zero:
+            # not save_checkpoint, which waits for the other ranks
+            checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+            _validate_again(checkpoint)
+            trainer.strategy.save_checkpoint(checkpoint, path)
+        return True
+
+
+def _validate_again(checkpoint: dict[str, Any]) -> None:
+    """Let a resumed run begin its validation anew.
+
+    Lightning would evaluate as many batches less as were done, counted from the first, and the metrics would lack them.
+    """
+    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
+    progress["current"] = dict.fromkeys(progress["current"], 0)
+    # begun, and not a batch of it done: what Lightning takes for a validation to be gone on with
+    progress["total"] |= {"ready": 1, "started": 1, "processed": 0, "completed": 0}
+    progress["is_last_batch"] = False
