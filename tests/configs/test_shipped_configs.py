@@ -1,0 +1,139 @@
+"""Every shipped config says how it is run, parses, and runs from data to the table on data that the test writes."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from lightning_robust.cli import main
+from lightning_robust.cli.configs import shipped
+
+CONFIGS = shipped()
+STUDIES = [name for name in CONFIGS if not name.startswith("trainer/")]
+TRAINERS = [name for name in CONFIGS if name.startswith("trainer/")]
+TIME = re.compile(r"\b(seconds|minutes?|hours?|days)\b")
+
+
+def comment(name: str) -> str:
+    """The comment that opens a config."""
+    lines = CONFIGS[name].read_text(encoding="utf-8").splitlines()
+    end = next(number for number, line in enumerate(lines) if not line.startswith("#"))
+    return "\n".join(line.removeprefix("#").removeprefix(" ") for line in lines[:end])
+
+
+def commands(name: str) -> list[list[str]]:
+    """The commands in it, as words after the program's name."""
+    text = comment(name).replace("\\\n", " ")
+    found = re.findall(r"(?:lightning-robust|-m lightning_robust) (\w+ --.*)", text)
+    return [shlex.split(command, comments=True) for command in found]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_begins_with_its_command(name: str) -> None:
+    assert commands(name)
+    assert all(name in words for words in commands(name))
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_begins_with_time_and_result(name: str) -> None:
+    first, *rest = comment(name).splitlines()
+    assert TIME.search(first)
+    assert re.search(r"[Ee]xpect|[Pp]ublish|reach|paper's|falls", " ".join(rest))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_its_commands_parse(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in commands(name):
+        with pytest.raises(SystemExit) as ended:
+            main([*words, "--print_config"])
+        said = capsys.readouterr()
+        assert not ended.value.code, said.err
+        assert yaml.safe_load(said.out)["model"]["class_path"].endswith("ImageClassifier")
+
+
+def test_every_file_is_found() -> None:
+    assert set(STUDIES) >= {"quickstart", "fashion_mnist/at", "cifar10/at", "cifar10/evaluate", "imagenet/evaluate"}
+    assert set(TRAINERS) >= {"trainer/slurm", "trainer/torchrun", "trainer/multi_gpu"}
+
+
+# -- data that the tests write -----------------------------------------------------------------------------------------
+
+
+def write_idx(folder: Path, count: int) -> None:
+    """MNIST's four files with random images."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for split in ("train", "t10k"):
+        images = rng.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        labels = (np.arange(count) % 10).astype(np.uint8)
+        header = struct.pack(">IIII", 0x803, count, 28, 28)
+        (folder / f"{split}-images-idx3-ubyte").write_bytes(header + images.tobytes())
+        (folder / f"{split}-labels-idx1-ubyte").write_bytes(struct.pack(">II", 0x801, count) + labels.tobytes())
+
+
+def write_arrays(path: Path, count: int, classes: int) -> None:
+    """An .npz of random images; CIFAR's own files have checksums that no small file meets."""
+    images = np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+    np.savez(path, images=images, labels=np.arange(count) % classes)
+
+
+def write_folders(root: Path) -> None:
+    """ImageNet's layout with five classes."""
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for wnid in ("n01440764", "n01443537", "n01484850", "n01491361", "n01494475"):
+            folder = root / split / wnid
+            folder.mkdir(parents=True)
+            for number in range(2):
+                pixels = rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{number}.JPEG")
+
+
+def small(name: str, root: Path) -> list[str]:
+    """What makes a config small enough for a test: its data, and a small network."""
+    family = name.partition("/")[0]
+    if family == "quickstart":
+        return ["--data.limit", "10"]
+    if family in ("mnist", "fashion_mnist"):
+        write_idx(root / {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}[family] / "raw", 20)
+        return ["--data.root", str(root), "--data.val_size", "10"]
+    if family in ("cifar10", "cifar100"):
+        classes = 100 if family == "cifar100" else 10
+        write_arrays(root / "train.npz", 2 * classes, classes)
+        write_arrays(root / "test.npz", 10 if classes == 10 else classes, classes)
+        files = ["--data.train", str(root / "train.npz"), "--data.test", str(root / "test.npz")]
+        limits = ["--data.val_size", "0.5"]
+        return ["--data", "Arrays", *files, *limits, "--model.network", "small_cnn"]
+    assert family == "imagenet"
+    write_folders(root)
+    network = ["--model.network", "small_cnn", "--model.pretrained", "false"]
+    return ["--data.root", str(root), "--data.image_size", "32", "--data.num_workers", "0", *network]
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    command = commands(name)[0][0]
+    given = small(name, tmp_path / "data")
+    main([command, "--config", name, *given, "--trainer.accelerator", "cpu", "--trainer.fast_dev_run", "true"])
+    assert "Running in `fast_dev_run` mode" in caplog.text
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+def test_trainer_configs_merge_with_any(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["fit", "--config", "quickstart", "--config", name, "--print_config"])
+    said = capsys.readouterr()
+    assert not ended.value.code, said.err
+    merged = yaml.safe_load(said.out)["trainer"]
+    assert (merged["accelerator"], merged["strategy"]) == ("gpu", "ddp")
+    assert merged["max_epochs"] == 30
