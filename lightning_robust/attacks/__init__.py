@@ -1,6 +1,7 @@
 """Attacks on whole batches: plain functions of model, images and labels, usable with any ``nn.Module``."""
 
 from lightning_robust.attacks.acceleration import accelerate
+from lightning_robust.attacks.adaptive import BPDA, EOT, Randomized, Temperature, Transfer
 from lightning_robust.attacks.apgd import APGD
 from lightning_robust.attacks.base import Attack, AttackResult, Outcome, Problem
 from lightning_robust.attacks.context import attacking
@@ -12,6 +13,8 @@ from lightning_robust.attacks.threat_model import ThreatModel, parse_number
 
 __all__ = [
     "APGD",
+    "BPDA",
+    "EOT",
     "FGSM",
     "KLPGD",
     "PGD",
@@ -21,7 +24,10 @@ __all__ = [
     "NormalStartPGD",
     "Outcome",
     "Problem",
+    "Randomized",
+    "Temperature",
     "ThreatModel",
+    "Transfer",
     "accelerate",
     "attacking",
     "parse_number",

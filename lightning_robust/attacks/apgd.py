@@ -13,7 +13,7 @@ from lightning_robust.attacks.base import Attack, Outcome, Problem
 from lightning_robust.attacks.losses import LOSSES, dlr_targeted
 from lightning_robust.attacks.projection import norms, per_image, project, steepest
 from lightning_robust.attacks.randomness import normal, uniform
-from lightning_robust.attacks.threat_model import Norm, ThreatModel
+from lightning_robust.attacks.threat_model import Norm, ThreatModel, check_ball_norm
 from lightning_robust.errors import UserError
 
 _MOMENTUM = 0.75
@@ -49,7 +49,7 @@ class APGD(Attack):
     norm: Norm = "linf"
     steps: int = 100
     restarts: int = 1
-    loss: Literal["ce", "dlr", "dlr_targeted", "margin"] = "ce"
+    loss: Literal["ce", "ce_scaled", "dlr", "dlr_targeted", "margin"] = "ce"
     n_targets: int = 9
     random_start: bool = True
     rho: float = 0.75
@@ -57,7 +57,8 @@ class APGD(Attack):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _ = self.threat_model  # refuses a bad norm or ε
+        check_ball_norm(self.norm, "APGD")
+        _ = self.threat_model  # refuses a bad ε
         if self.steps < 1:
             raise UserError(f"APGD: steps={self.steps}: at least one step is needed")
         if self.restarts < 1 or self.n_targets < 1:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -30,7 +32,8 @@ class AttackResult:
         success: ``(N,)`` bool: the model is fooled (untargeted: not the label; targeted: the target).
         iterations: ``(N,)`` int64: iterations until success, or all that were made.
         queries: ``(N,)`` int64: points at which the model was asked about the image until success, or all of them.
-        norms: size of the perturbation, ``{"linf": (N,), "l2": (N,), "l1": (N,)}`` in pixel units.
+        norms: size of the perturbation, ``{"linf": (N,), "l2": (N,), "l1": (N,), "l0": (N,)}`` in pixel units; of "l0"
+            the number of pixels of which any channel changed.
         success_8bit: ``(N,)`` bool: still fooled after the image was rounded to 8 bits, as a saved file is.
         clean_gradient: ``(N, C, H, W)`` gradient of each image's own loss at the clean image, where the attack
             computed it on its way; else ``None``.
@@ -69,6 +72,9 @@ class Problem:
         keys: ``(N,)`` int64, keys of :mod:`lightning_robust.attacks.randomness`.
         clean_logits: logits of the clean images where the caller has them already.
         progress: told of each step.
+        wants_logits: warn of a model whose outputs look like probabilities.
+        draws: what to average over in place of one call of the model, where the model is random: gives the models of
+            one such average (see :class:`~lightning_robust.attacks.adaptive.EOT`).
     """
 
     model: Model
@@ -79,6 +85,8 @@ class Problem:
     keys: Tensor
     clean_logits: Tensor | None = None
     progress: Progress | None = None
+    draws: Callable[[], Sequence[Model]] | None = None
+    wants_logits: bool = True
     _checked: bool = dataclasses.field(default=False, repr=False)
 
     @property
@@ -113,11 +121,21 @@ class Problem:
         )
 
     def logits(self, images: Tensor) -> Tensor:
-        """Logits of some images, gradients as the surrounding context says; the first answer is checked."""
-        logits = self.model(images)
+        """Logits of some images, gradients as the surrounding context says; the first answer is checked.
+
+        Of a model with :attr:`draws`: the logarithm of its mean probabilities over them.
+        """
+        if self.draws is None:
+            return self._ask(self.model, images)
+        return _expected([self._ask(model, images) for model in self.draws()])
+
+    def _ask(self, model: Model, images: Tensor) -> Tensor:
+        logits = model(images)
         if not self._checked:
             self._checked = True
             check_logits(logits, images, self.labels, self.targets)
+            if self.wants_logits:
+                warn_of_probabilities(logits)
         # a loss in half precision would tie where logits differ
         return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
@@ -140,31 +158,92 @@ class Problem:
         Returns:
             loss ``(n,)``, its gradient ``(n, C, H, W)`` (zero outside the mask) and logits ``(n, K)``, all detached.
         """
+        if not fooled_leave or self.draws is not None:
+            (values,), (gradient,), logits = self.gradients(images, rows, lambda *given: [loss(*given)])
+            return values, gradient, logits
         with torch.enable_grad():
             images = images.detach().requires_grad_()
             logits = self.logits(images)
             values = loss(logits, rows)
-            if fooled_leave:
-                left = (~self.fooled(logits.detach(), rows)).nonzero()[:, 0]
-                # A backward pass costs about as much as a forward pass, and cannot be had for a part of a batch: where
-                # fewer than half of the images go on, forward and backward of these alone are cheaper.
-                if 2 * len(left) < len(images):
-                    values, logits = values.detach(), logits.detach()  # the graph is let go
-                    gradient = torch.zeros_like(images, requires_grad=False)
-                    if len(left):
-                        gradient[left] = self.loss_and_gradient(images[left], rows[left], loss)[1]
-                    return values, gradient, logits
-            # sum and not mean: each image's gradient is its own, and fp16 keeps more of its sign;
-            # autograd.grad and not backward: no parameter's .grad and no hook of a distributed wrapper is touched
-            found = torch.autograd.grad(values.sum(), images, allow_unused=True)[0] if values.requires_grad else None
-            if found is None:
-                raise UserError(
-                    "the model's output does not depend on its input through differentiable operations: a gradient "
-                    "attack cannot see through it; use a black-box attack or give the model a differentiable stand-in"
-                )
-        if self.mask is not None:
-            found = found * (self.mask if len(self.mask) == 1 else self.mask[rows])
-        return values.detach(), found, logits.detach()
+            left = (~self.fooled(logits.detach(), rows)).nonzero()[:, 0]
+            # A backward pass costs about as much as a forward pass, and cannot be had for a part of a batch: where
+            # fewer than half of the images go on, forward and backward of these alone are cheaper.
+            if 2 * len(left) < len(images):
+                values, logits = values.detach(), logits.detach()  # the graph is let go
+                gradient = torch.zeros_like(images, requires_grad=False)
+                if len(left):
+                    gradient[left] = self.loss_and_gradient(images[left], rows[left], loss)[1]
+                return values, gradient, logits
+            found = _gradient(values, images)
+        return values.detach(), self._masked(found, rows), logits.detach()
+
+    def gradients(
+        self,
+        images: Tensor,
+        rows: Tensor,
+        functions: Callable[[Tensor, Tensor], Sequence[Tensor]],
+    ) -> tuple[list[Tensor], list[Tensor], Tensor]:
+        """One forward pass, and one backward pass for each of several functions of the logits.
+
+        Every gradient attack comes through here, so that an average over a model's randomness (:attr:`draws`) reaches
+        all of them.
+
+        Args:
+            images: ``(n, C, H, W)`` points to differentiate at.
+            rows: ``(n,)`` their places in the batch.
+            functions: from logits ``(n, K)`` and rows to some tensors of one value an image ``(n,)``.
+
+        Returns:
+            the values ``(n,)`` and the gradients ``(n, C, H, W)`` (zero outside the mask) of each function, and the
+            logits ``(n, K)``, all detached.
+        """
+        all_values: list[list[Tensor]] = []
+        all_gradients: list[list[Tensor]] = []
+        all_logits: list[Tensor] = []
+        for model in [self.model] if self.draws is None else self.draws():
+            with torch.enable_grad():
+                points = images.detach().requires_grad_()
+                logits = self._ask(model, points)
+                values = list(functions(logits, rows))
+                last = len(values) - 1
+                found = [_gradient(value, points, keep=place < last) for place, value in enumerate(values)]
+            all_values.append([value.detach() for value in values])
+            all_gradients.append(found)
+            all_logits.append(logits.detach())
+        return (
+            [torch.stack(of).mean(0) if len(of) > 1 else of[0] for of in zip(*all_values, strict=True)],
+            [
+                self._masked(sum(of[1:], of[0]) / len(of) if len(of) > 1 else of[0], rows)
+                for of in zip(*all_gradients, strict=True)
+            ],
+            _expected(all_logits),
+        )
+
+    def _masked(self, gradient: Tensor, rows: Tensor) -> Tensor:
+        if self.mask is None:
+            return gradient
+        return gradient * (self.mask if len(self.mask) == 1 else self.mask[rows])
+
+
+def _gradient(values: Tensor, images: Tensor, keep: bool = False) -> Tensor:
+    # sum and not mean: each image's gradient is its own, and fp16 keeps more of its sign;
+    # autograd.grad and not backward: no parameter's .grad and no hook of a distributed wrapper is touched
+    found = None
+    if values.requires_grad:
+        found = torch.autograd.grad(values.sum(), images, allow_unused=True, retain_graph=keep)[0]
+    if found is None:
+        raise UserError(
+            "the model's output does not depend on its input through differentiable operations: a gradient "
+            "attack cannot see through it; use a black-box attack or give the model a differentiable stand-in"
+        )
+    return found
+
+
+def _expected(logits: Sequence[Tensor]) -> Tensor:
+    """The logarithm of the mean probabilities, or the logits themselves where there is one draw."""
+    if len(logits) == 1:
+        return logits[0]
+    return torch.stack([each.log_softmax(1) for each in logits]).logsumexp(0) - math.log(len(logits))
 
 
 class Attack(ABC):
@@ -181,6 +260,7 @@ class Attack(ABC):
     """
 
     seed: int
+    wants_logits: ClassVar[bool] = True
 
     @property
     @abstractmethod
@@ -260,7 +340,7 @@ class Attack(ABC):
             success=success,
             iterations=outcome.iterations,
             queries=outcome.queries,
-            norms={"linf": norms(delta, "linf"), "l2": norms(delta, "l2"), "l1": norms(delta, "l1")},
+            norms={norm: norms(delta, norm) for norm in ("linf", "l2", "l1", "l0")},
             success_8bit=rounded,
             clean_gradient=outcome.clean_gradient,
         )
@@ -319,6 +399,7 @@ class Attack(ABC):
             targets=targets,
             mask=None if mask is None else expand_mask(mask, images),
             keys=image_keys(images, mix_seed(self.seed if seed is None else seed)),
+            wants_logits=self.wants_logits,
         )
 
 
@@ -378,6 +459,17 @@ def check_logits(logits: Tensor, images: Tensor, labels: Tensor, targets: Tensor
                 f"{name} go up to {int(classes.max())} but the model has {logits.shape[1]} classes (0 to "
                 f"{logits.shape[1] - 1})"
             )
+
+
+def warn_of_probabilities(logits: Tensor) -> None:
+    """Warn, as AutoAttack does, of a model that ends in a softmax: its saturated gradients flatter it."""
+    values = logits.detach()
+    if values.shape[1] > 1 and bool((values >= 0).all()) and bool(((values.sum(1) - 1).abs() < 1e-3).all()):
+        warnings.warn(
+            "the model's outputs look like probabilities, and attacks need logits: gradients through a saturated "
+            "softmax vanish, and the model seems more robust than it is; take the softmax off its end",
+            stacklevel=2,
+        )
 
 
 def _classes(values: Tensor, count: int, name: str, device: torch.device) -> Tensor:

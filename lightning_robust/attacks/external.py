@@ -14,7 +14,7 @@ from torch import Tensor
 from lightning_robust.attacks.base import Attack, Outcome, Problem
 from lightning_robust.attacks.context import Model
 from lightning_robust.attacks.projection import norms, project
-from lightning_robust.attacks.threat_model import Norm, ThreatModel
+from lightning_robust.attacks.threat_model import Norm, ThreatModel, check_ball_norm
 from lightning_robust.errors import UserError
 
 
@@ -56,7 +56,8 @@ class External(Attack):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _ = self.threat_model  # refuses a bad norm or ε
+        check_ball_norm(self.norm, "External")
+        _ = self.threat_model  # refuses a bad ε
 
     @property
     def threat_model(self) -> ThreatModel:

@@ -12,7 +12,7 @@ from lightning_robust.attacks.base import Attack, Outcome, Problem
 from lightning_robust.attacks.losses import LOSSES, AttackLoss
 from lightning_robust.attacks.projection import project, steepest
 from lightning_robust.attacks.randomness import ball
-from lightning_robust.attacks.threat_model import Norm, ThreatModel, parse_number
+from lightning_robust.attacks.threat_model import Norm, ThreatModel, check_ball_norm, parse_number
 from lightning_robust.errors import UserError
 
 
@@ -30,7 +30,8 @@ class PGD(Attack):
         step_size: length of a step in pixel units; default 2.5 · eps / steps, enough to cross the ball.
         random_start: start at a random point of the ball (True) or at the clean image (False).
         restarts: independent random starts; an image counts as fooled if one of them fools it.
-        loss: "ce" (cross-entropy), "margin" (Carlini-Wagner) or "dlr" (Croce & Hein).
+        loss: "ce" (cross-entropy), "ce_scaled" (of logits brought to one scale), "margin" (Carlini-Wagner) or "dlr"
+            (Croce & Hein).
         stop_at_success: an image that is fooled leaves the batch at once, and one that is misclassified to begin with
             is returned unchanged. The success rate is the same or higher and evaluation much faster; the images lie
             nearer to the decision boundary, so adversarial training switches it off.
@@ -51,12 +52,13 @@ class PGD(Attack):
     step_size: float | str | None = None
     random_start: bool = True
     restarts: int = 1
-    loss: Literal["ce", "margin", "dlr"] = "ce"
+    loss: Literal["ce", "ce_scaled", "margin", "dlr"] = "ce"
     stop_at_success: bool = True
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _ = self.threat_model  # refuses a bad norm or ε
+        check_ball_norm(self.norm, type(self).__name__)
+        _ = self.threat_model  # refuses a bad ε
         name = type(self).__name__
         if self.steps < 1:
             raise UserError(f"{name}: steps={self.steps}: at least one step is needed")

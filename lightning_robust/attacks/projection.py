@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_robust.attacks.threat_model import Norm
+from lightning_robust.attacks.threat_model import AnyNorm, Norm
 
 _TINY = 1e-12  # keeps a zero gradient zero instead of NaN
 
@@ -19,8 +19,10 @@ def per_image(values: Tensor, like: Tensor) -> Tensor:
     return values.reshape(-1, *[1] * (like.dim() - 1))
 
 
-def norms(delta: Tensor, norm: Norm) -> Tensor:
-    """The norm of each image's perturbation: ``(N, C, H, W)`` to ``(N,)``."""
+def norms(delta: Tensor, norm: AnyNorm) -> Tensor:
+    """The norm of each image's perturbation: ``(N, C, H, W)`` to ``(N,)``; ``"l0"`` counts the pixels that change."""
+    if norm == "l0":
+        return delta.ne(0).any(1).flatten(1).sum(1).to(delta.dtype)
     flat = delta.flatten(1)
     if norm == "linf":
         return flat.abs().amax(1)

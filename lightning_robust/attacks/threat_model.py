@@ -11,7 +11,9 @@ from torch import Tensor
 from lightning_robust.errors import UserError
 
 Norm = Literal["linf", "l2", "l1"]
-NORMS: tuple[str, ...] = get_args(Norm)
+"""The norms whose balls a gradient step can be projected onto."""
+AnyNorm = Literal["linf", "l2", "l1", "l0"]
+NORMS: tuple[str, ...] = get_args(AnyNorm)
 
 
 def parse_number(value: float | str, name: str = "eps") -> float:
@@ -46,8 +48,10 @@ class ThreatModel:
     """The set of images that the attacker may choose from: an ε-ball around the clean image, cut with [0, 1].
 
     Args:
-        norm: ``"linf"``, ``"l2"`` or ``"l1"``, over all channels and pixels of one image.
-        eps: radius of the ball in pixel units of [0, 1]; a number or a fraction such as ``"8/255"``.
+        norm: ``"linf"``, ``"l2"`` or ``"l1"``, over all channels and pixels of one image; or ``"l0"``, the number of
+            pixels of which any channel changes.
+        eps: radius of the ball in pixel units of [0, 1]; a number or a fraction such as ``"8/255"``; of ``"l0"`` a
+            number of pixels.
 
     Raises:
         UserError: for a norm that does not exist and for an ε that [0, 1] does not allow.
@@ -61,8 +65,20 @@ class ThreatModel:
         lightning_robust.errors.UserError: eps=8 is larger than the pixel range [0, 1]: did you mean 8/255?
     """
 
-    norm: Norm = "linf"
+    norm: AnyNorm = "linf"
     eps: float | str = "8/255"
+
+    @classmethod
+    def unbounded(cls, norm: AnyNorm) -> ThreatModel:
+        """No budget: that of an attack which looks for the smallest perturbation in a norm.
+
+        Example:
+            >>> ThreatModel.unbounded("l2").bounded
+            False
+        """
+        model = cls(norm, 0)
+        object.__setattr__(model, "eps", math.inf)
+        return model
 
     def __post_init__(self) -> None:
         if self.norm not in NORMS:
@@ -74,6 +90,11 @@ class ThreatModel:
             mend = f": did you mean {eps:g}/255?" if eps <= 255 else ", for example 8/255"
             raise UserError(f"eps={self.eps} is larger than the pixel range [0, 1]{mend}")
         object.__setattr__(self, "eps", eps)
+
+    @property
+    def bounded(self) -> bool:
+        """Whether there is a budget at all."""
+        return math.isfinite(self.radius)
 
     @property
     def radius(self) -> float:
@@ -89,10 +110,28 @@ class ThreatModel:
         Raises:
             UserError: if ε exceeds the norm of the difference of a black and a white image.
         """
-        values = images[0].numel()
-        limit = {"linf": 1.0, "l2": math.sqrt(values), "l1": float(values)}[self.norm]
+        if not self.bounded:
+            return
+        values, pixels = images[0].numel(), images[0, 0].numel()
+        if self.norm == "l0" and self.radius > pixels:
+            raise UserError(
+                f"{self.radius:g} pixels are to change, but images of shape {tuple(images.shape[1:])} have {pixels}"
+            )
+        limit = {"linf": 1.0, "l2": math.sqrt(values), "l1": float(values), "l0": float(pixels)}[self.norm]
         if self.radius > limit:
             raise UserError(
                 f"eps={self.radius:g} in {self.norm} is more than any two images of {values} values in [0, 1] can "
                 f"differ ({limit:g}): budgets are in [0, 1] pixel units, not in 0..255"
             )
+
+
+def check_ball_norm(norm: str, attack: str) -> None:
+    """Refuse a norm whose ball a gradient step cannot be projected onto.
+
+    Raises:
+        UserError: for ``"l0"`` and for norms that do not exist.
+    """
+    balls = get_args(Norm)
+    if norm not in balls:
+        mend = "; attacks on few pixels are JSMA, OnePixel and CW with norm='l0'" if norm == "l0" else ""
+        raise UserError(f"{attack}: norm={norm!r}: choose one of {', '.join(balls)}{mend}")

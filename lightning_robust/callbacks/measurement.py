@@ -246,7 +246,11 @@ def publish_images(
 
 def budget(threat_model: ThreatModel) -> str:
     """Norm and ε for a title; of the largest change in 255ths, where it is a whole number of them."""
+    if not threat_model.bounded:
+        return f"smallest {threat_model.norm}"
     eps = threat_model.radius
+    if threat_model.norm == "l0":
+        return f"{eps:g} pixel" + "s" * (eps != 1)
     steps = round(eps * 255)
     whole = threat_model.norm == "linf" and abs(eps * 255 - steps) < 1e-6
     return f"{threat_model.norm} ε = " + (f"{steps}/255" if whole else f"{eps:.4g}")

@@ -37,7 +37,7 @@ class Setting:
     """What the run under test was told, so that the checks know what to expect.
 
     Attributes:
-        norm: "linf", "l2" or "l1".
+        norm: "linf", "l2", "l1" or "l0" (pixels of which any channel changes).
         eps: the budget; infinity for attacks that minimise the norm instead.
         mask: ``(H, W)``, 1 where pixels may change; ``None``: everywhere.
         targeted: the run aims at ``(label + 1) % CLASSES``.
@@ -159,9 +159,13 @@ def assert_result(adversarial: Tensor, images: Tensor, setting: Setting) -> None
     assert adversarial.min() >= 0, f"pixels down to {adversarial.min():.3g}"
     assert adversarial.max() <= 1, f"pixels up to {adversarial.max():.3g}"
     delta = (adversarial.double() - images.double()).flatten(1)
-    order = {"linf": torch.inf, "l2": 2, "l1": 1}[setting.norm]
-    size = float(delta.norm(p=order, dim=1).max())
-    assert size <= setting.eps + 1e-6 * max(1, setting.eps), f"{setting.norm} norm {size:.7g} with ε={setting.eps:.7g}"
+    if setting.norm == "l0":
+        size = float((adversarial != images).any(1).flatten(1).sum(1).max())
+    else:
+        order = {"linf": torch.inf, "l2": 2, "l1": 1}[setting.norm]
+        size = float(delta.norm(p=order, dim=1).max())
+    room = 1e-6 * max(1, setting.eps) if setting.eps < torch.inf else 0
+    assert size <= setting.eps + room, f"{setting.norm} norm {size:.7g} with ε={setting.eps:.7g}"
     if setting.mask is not None:
         outside = (setting.mask == 0).expand_as(images)
         assert torch.equal(adversarial[outside], images[outside]), "pixels outside the mask changed"
