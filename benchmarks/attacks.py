@@ -13,11 +13,15 @@ Two tasks, since they allow different things:
 
 Both run in rounds, all contenders one after the other in each, in one process. Peak memory is taken in a process of its
 own for each contender. Peers that are not installed are named and left out.
+
+``--task cw``, ``deepfool``, ``jsma``, ``autoattack`` and ``one_pixel`` measure the other attacks in the same way (in
+``suite_<name>.py``), ``--task suite`` all five in one run.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import subprocess
 import sys
@@ -60,6 +64,8 @@ OURS: dict[str, tuple[dict[str, Any] | None, bool]] = {
     "ours, fold + channels_last, leave": ({"fold": True, "channels_last": True}, True),
     "ours, everything": ({"fold": True, "channels_last": True, "dtype": BF16}, True),
 }
+
+SUITE = ("cw", "deepfool", "jsma", "autoattack", "one_pixel")
 
 Fooled = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """(model, images, labels) to which of them were fooled."""
@@ -159,7 +165,10 @@ def make_contenders(args: argparse.Namespace, task: str, model: nn.Module) -> tu
 
 def main() -> None:
     parser = common_arguments(__doc__.splitlines()[0])
-    parser.add_argument("--task", choices=["evaluation", "training", "both"], default="both", help="what to measure")
+    parser.add_argument(
+        "--task", choices=["evaluation", "training", "both", *SUITE, "suite"], default="both", help="what to measure"
+    )
+    parser.add_argument("--root", type=Path, help="folder of real data and weights, for tasks that can use them")
     parser.add_argument("--rounds", type=int, default=5, help="rounds, of which the median is taken; 0: only memory")
     parser.add_argument("--batch", type=int, default=64, help="images in the batch")
     parser.add_argument("--steps", type=int, default=10, help="steps of PGD")
@@ -175,6 +184,14 @@ def main() -> None:
     args = parser.parse_args()
     args.given = [arg for arg in sys.argv[1:] if arg not in ("--memory", "--no-memory")]
     torch.set_num_threads(args.threads)
+    if args.task in (*SUITE, "suite"):
+        names = SUITE if args.task == "suite" else (args.task,)
+        suite = [
+            {"task": name, **row} for name in names for row in importlib.import_module(f"suite_{name}").measure(args)
+        ]
+        if args.output:
+            write_rows(args.output, suite, {"machine": machine(), **vars(args)})
+        return
     if args.memory_of and not (args.weights and args.weights.exists()):
         args.train_steps = 0  # training would set the peak
     model = natural_resnet18(args.data, args.train_steps, args.weights)

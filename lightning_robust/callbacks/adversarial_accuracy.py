@@ -9,6 +9,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
+from torchmetrics import MeanMetric
 
 from lightning_robust.attacks import Attack, AttackResult, accelerate
 from lightning_robust.batch import Batch
@@ -70,7 +71,8 @@ class AdversarialAccuracy(Measurement):
     ``<stage>/success_rate/<name>`` (share of the rightly classified images that the attack fools); with more than one
     attack ``<stage>/robust_acc/worst_case``, counted image by image: an image is robust only if every attack fails
     (Carlini et al., arXiv 1902.06705). In ``test`` also a table per class, the rate that survives rounding to 8 bits,
-    and the figure.
+    and the figure. For an attack without a budget (CW, DeepFool, …), whose robust accuracy is about zero for any model,
+    also ``<stage>/mean_norm/<name>``: the mean norm of its perturbation over the rightly classified images it fools.
 
     Attacks run in the precision of the weights (autocast is off), on what ``acceleration`` names, and stop at success
     as they are set. Every success is confirmed on the model itself.
@@ -138,6 +140,11 @@ class AdversarialAccuracy(Measurement):
         self._names = self.fit_attacks if trainer.state.fn == "fit" else list(self.attacks)
         counted = [*self._names, self._worst_case] if len(self._names) > 1 else self._names
         self._metrics = {name: RobustAccuracy(num_classes(module)).to(module.device) for name in counted}
+        self._norms = {
+            name: MeanMetric().set_dtype(torch.float64).to(module.device)
+            for name in self._names
+            if not self.attacks[name].threat_model.bounded
+        }
         self._search = Search(self.acceleration)
         self._examples: dict[str, _Examples] = {}
         self._progress = AttackProgress.of(trainer)
@@ -169,6 +176,10 @@ class AdversarialAccuracy(Measurement):
             )
             # success is confirmed on the model already
             self._metrics[name].update(labels, clean, ~result.success, result.success_8bit if testing else None)
+            if name in self._norms:
+                fooled = result.success & (clean == labels)
+                size = result.norms[self.attacks[name].threat_model.norm]
+                self._norms[name].update(size[fooled].double())
             robust = robust & ~result.success
             if testing and self.examples and trainer.is_global_zero and name not in self._examples:
                 self._examples[name] = self._some(module, images, labels, clean, result)
@@ -196,6 +207,10 @@ class AdversarialAccuracy(Measurement):
             log(module, {f"{stage}/success_rate/{name}": values["success_rate"]})
             if trainer.state.fn != "fit" and name != self._worst_case:
                 log(module, {f"{stage}/success_rate_8bit/{name}": values["success_rate_8bit"]})
+            if name in self._norms:
+                size = self._norms[name].compute()  # on every rank, since it sums over them
+                if bool(size.isfinite()):  # not where no image was fooled at all
+                    log(module, {f"{stage}/mean_norm/{name}": size})
             rows += [{"attack": name, "class": names[int(row.pop("class"))], **row} for row in metric.per_class()]
         if trainer.state.fn != "fit":
             table = "_".join(filter(None, ("robust_accuracy_per_class", self.name)))

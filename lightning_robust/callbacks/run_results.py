@@ -151,6 +151,10 @@ def results_table(results: dict[str, float], stage: str) -> Table:
         if start == f"{stage}/robust_acc":
             table.add_row(f"robust accuracy, {attack.replace('_', ' ')}", percent(value))
     for name, value in results.items():
+        start, _, attack = name.rpartition("/")
+        if start == f"{stage}/mean_norm":
+            table.add_row(f"mean norm of what fools, {attack.replace('_', ' ')}", f"{value:.4g}")
+    for name, value in results.items():
         if name.startswith(f"{stage}/") and name.endswith("iou"):
             table.add_row(f"gradient IoU ({name.removeprefix(stage + '/')})", f"{value:.4f}")
     if f"{stage}/input_gradient_mean" in results:
