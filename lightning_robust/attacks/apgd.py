@@ -145,7 +145,7 @@ class _Run:
         report: Callable[[int], None],
     ) -> None:
         self.attack, self.problem, self.loss, self.report = attack, problem, loss, report
-        self.norm, self.eps = attack.threat_model.norm, attack.threat_model.radius
+        self.norm, self.eps = attack.threat_model.ball, attack.threat_model.radius
         self.rows = rows
         self.all = torch.arange(len(rows), device=rows.device)  # where the images still running stand in the results
         clean = problem.images[rows]

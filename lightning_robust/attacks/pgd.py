@@ -136,7 +136,7 @@ def restarted(
         stop_at_success: fooled images leave the batch.
         noise: perturbation ``(N, C, H, W)`` to start from in place of a uniform draw (as TRADES does).
     """
-    clean, norm, eps = problem.images, threat_model.norm, threat_model.radius
+    clean, norm, eps = problem.images, threat_model.ball, threat_model.radius
     count, device = len(clean), clean.device
     best = clean.clone()
     done = torch.zeros(count, dtype=torch.bool, device=device)

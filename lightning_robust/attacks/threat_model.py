@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 from torch import Tensor
 
@@ -97,6 +97,16 @@ class ThreatModel:
         return math.isfinite(self.radius)
 
     @property
+    def ball(self) -> Norm:
+        """The norm, where its ball is one that a step can be projected onto.
+
+        Raises:
+            UserError: for ``"l0"``.
+        """
+        check_ball_norm(self.norm, "this attack")
+        return cast(Norm, self.norm)
+
+    @property
     def radius(self) -> float:
         """The budget ε as a float in pixel units."""
         return float(self.eps)
@@ -134,4 +144,4 @@ def check_ball_norm(norm: str, attack: str) -> None:
     balls = get_args(Norm)
     if norm not in balls:
         mend = "; attacks on few pixels are JSMA, OnePixel and CW with norm='l0'" if norm == "l0" else ""
-        raise UserError(f"{attack}: norm={norm!r}: choose one of {', '.join(balls)}{mend}")
+        raise UserError(f"{attack}: norm={norm!r} does not exist here: choose one of {', '.join(balls)}{mend}")
