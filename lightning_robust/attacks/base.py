@@ -8,7 +8,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -206,7 +206,16 @@ class Problem:
                 logits = self._ask(model, points)
                 values = list(functions(logits, rows))
                 last = len(values) - 1
-                found = [_gradient(value, points, keep=place < last) for place, value in enumerate(values)]
+                try:
+                    found = [_gradient(value, points, keep=place < last) for place, value in enumerate(values)]
+                except RuntimeError as error:
+                    if last < 1 or "donated buffer" not in str(error):
+                        raise
+                    # a compiled backward pass frees what it works on: a forward pass for each function
+                    found = []
+                    for place in range(len(values)):
+                        points = images.detach().requires_grad_()
+                        found.append(_gradient(list(functions(self._ask(model, points), rows))[place], points))
             all_values.append([value.detach() for value in values])
             all_gradients.append(found)
             all_logits.append(logits.detach())
@@ -260,7 +269,8 @@ class Attack(ABC):
     """
 
     seed: int
-    wants_logits: ClassVar[bool] = True
+    # no annotation: it is no setting, and jsonargparse cannot read the types of a dataclass with a ClassVar
+    wants_logits = True
 
     @property
     @abstractmethod

@@ -25,6 +25,8 @@ class MinimalNormAttack(Attack):
     :class:`Smallest` to collect in.
     """
 
+    stop_at_success = True  # what is misclassified to begin with is for the model itself to say, not for a stand-in
+
     eps: float | str | None = None
     seed: int = 0
 

@@ -7,6 +7,7 @@ from lightning_robust.callbacks.catastrophic_overfitting import CatastrophicOver
 from lightning_robust.callbacks.input_gradient_map import InputGradientMap
 from lightning_robust.callbacks.measurement import Measurement
 from lightning_robust.callbacks.non_finite_guard import NonFiniteGuard
+from lightning_robust.callbacks.one_pixel_study import OnePixelStudy
 from lightning_robust.callbacks.pixel_iou import PixelIoU
 from lightning_robust.callbacks.prediction_writer import PredictionWriter
 from lightning_robust.callbacks.robust_checkpoint import RobustCheckpoint
@@ -21,6 +22,7 @@ __all__ = [
     "InputGradientMap",
     "Measurement",
     "NonFiniteGuard",
+    "OnePixelStudy",
     "PixelIoU",
     "PredictionWriter",
     "RobustCheckpoint",

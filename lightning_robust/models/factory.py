@@ -14,7 +14,16 @@ from torch import nn
 from lightning_robust.errors import UserError
 
 # Imported for their @register_network.
-from lightning_robust.models import preact_resnet, resnet, small_networks, thin_resnet, vgg, wide_resnet  # noqa: F401
+from lightning_robust.models import (  # noqa: F401
+    all_conv,
+    nin,
+    preact_resnet,
+    resnet,
+    small_networks,
+    thin_resnet,
+    vgg,
+    wide_resnet,
+)
 from lightning_robust.models.from_timm import build_timm, is_timm, timm_names
 from lightning_robust.models.from_torchvision import build_torchvision, torchvision_names
 from lightning_robust.models.normalization import Normalization, Normalized, normalization_of

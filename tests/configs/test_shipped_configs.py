@@ -16,8 +16,9 @@ from lightning_robust.cli import main
 from lightning_robust.cli.configs import shipped
 
 CONFIGS = shipped()
-STUDIES = [name for name in CONFIGS if not name.startswith("trainer/")]
 TRAINERS = [name for name in CONFIGS if name.startswith("trainer/")]
+ATTACKS = [name for name in CONFIGS if name.startswith("attack/")]
+STUDIES = [name for name in CONFIGS if name not in (*TRAINERS, *ATTACKS)]
 TIME = re.compile(r"\b(seconds|minutes?|hours?|days)\b")
 
 
@@ -41,7 +42,7 @@ def test_begins_with_its_command(name: str) -> None:
     assert all(name in words for words in commands(name))
 
 
-@pytest.mark.parametrize("name", STUDIES)
+@pytest.mark.parametrize("name", [*STUDIES, *ATTACKS])
 def test_begins_with_time_and_result(name: str) -> None:
     first, *rest = comment(name).splitlines()
     assert TIME.search(first)
@@ -104,17 +105,24 @@ def small(name: str, root: Path) -> list[str]:
     if family in ("mnist", "fashion_mnist"):
         write_idx(root / {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}[family] / "raw", 20)
         return ["--data.root", str(root), "--data.val_size", "10"]
+    quick: list[str] = []
+    if family == "study":
+        given = yaml.safe_load(CONFIGS[name].read_text(encoding="utf-8"))["trainer"]["callbacks"][-1]["init_args"]
+        for attack in given["attacks"]:
+            for setting, value in (("population", "4"), ("generations", "1")):
+                quick += [f"--trainer.callbacks.attacks.{attack}.{setting}", value]
+        family = "imagenet" if name.endswith("imagenet") else "cifar10"
     if family in ("cifar10", "cifar100"):
         classes = 100 if family == "cifar100" else 10
         write_arrays(root / "train.npz", 2 * classes, classes)
         write_arrays(root / "test.npz", 10 if classes == 10 else classes, classes)
         files = ["--data.train", str(root / "train.npz"), "--data.test", str(root / "test.npz")]
         limits = ["--data.val_size", "0.5"]
-        return ["--data", "Arrays", *files, *limits, "--model.network", "small_cnn"]
+        return ["--data", "Arrays", *files, *limits, "--model.network", "small_cnn", *quick]
     assert family == "imagenet"
     write_folders(root)
     network = ["--model.network", "small_cnn", "--model.pretrained", "false"]
-    return ["--data.root", str(root), "--data.image_size", "32", "--data.num_workers", "0", *network]
+    return ["--data.root", str(root), "--data.image_size", "32", "--data.num_workers", "0", *network, *quick]
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -137,3 +145,17 @@ def test_trainer_configs_merge_with_any(name: str, capsys: pytest.CaptureFixture
     merged = yaml.safe_load(said.out)["trainer"]
     assert (merged["accelerator"], merged["strategy"]) == ("gpu", "ddp")
     assert merged["max_epochs"] == 30
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_attack_configs_add_to_an_evaluation(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def callbacks_of(*configs: str) -> list[str]:
+        words = [word for config in configs for word in ("--config", config)]
+        with pytest.raises(SystemExit) as ended:
+            main(["test", *words, "--print_config"])
+        said = capsys.readouterr()
+        assert not ended.value.code, said.err
+        return [callback["class_path"] for callback in yaml.safe_load(said.out)["trainer"]["callbacks"]]
+
+    alone = callbacks_of("cifar10/evaluate")
+    assert callbacks_of("cifar10/evaluate", name) == [*alone, "lightning_robust.callbacks.AdversarialAccuracy"]
