@@ -109,6 +109,7 @@ class FAB(MinimalNormAttack):
             if len(run.rows) == 0:
                 break
             run.search()
+        best.leave_the_boundary()
         return best.outcome()
 
     def _aims(self, problem: Problem, logits: Tensor) -> Sequence[Tensor | None]:

@@ -359,14 +359,15 @@ def test_steps_restarts_classes_and_the_final_search_do_not_hurt(
         result = attack.run(*some)
         return torch.where(result.success, result.norms[norm], torch.inf)
 
+    room = 1.0101  # to leave the boundary may take a hundredth more
     once = size(base)
-    assert (size(FAB(norm=norm, steps=8, restarts=3)) <= once + 1e-6).all()
+    assert (size(FAB(norm=norm, steps=8, restarts=3)) <= room * once).all()
     assert size(FAB(norm=norm, steps=30)).clamp_max(9).mean() <= once.clamp_max(9).mean()
     one, nine = (size(FAB(norm=norm, steps=8, targeted_classes=k)) for k in (1, 9))
-    assert (nine <= one + 1e-6).all()
+    assert (nine <= room * one).all()
     monkeypatch.setattr(fab, "_FINAL_STEPS", 0)
     without = size(base)
-    assert (once <= without + 1e-6).all()
+    assert (once <= room * without).all()
     assert once.clamp_max(9).mean() < without.clamp_max(9).mean()
 
 
