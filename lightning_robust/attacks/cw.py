@@ -94,32 +94,32 @@ class CW(MinimalNormAttack):
     def perturb(self, problem: Problem) -> Outcome:
         """Search for all images at once; each leaves when it is done."""
         hinge = Hinge(problem, self.confidence)
-        best, rows, lead, slope = self._first_look(problem, hinge)
+        best, rows, slope = self._first_look(problem, hinge)
         if len(rows):
-            _SEARCHES[self.norm](self.settings, problem, best, hinge, rows, self.confidence - lead, slope).run()
+            _SEARCHES[self.norm](self.settings, problem, best, hinge, rows, slope).run()
             if self.norm != "l0":
                 draw_back(best, hinge)
         return best.outcome()
 
-    def _first_look(self, problem: Problem, hinge: Hinge) -> tuple[Smallest, Tensor, Tensor, Tensor]:
-        """The images to attack, their leads and the hinge's gradient; one pass for these and for the clean logits."""
+    def _first_look(self, problem: Problem, hinge: Hinge) -> tuple[Smallest, Tensor, Tensor]:
+        """The images to attack and the hinge's gradient there; one pass for these and for the clean logits."""
         known = problem.clean_logits is not None
         if known:
             best = self.begin(problem)
             rows = best.todo.nonzero()[:, 0]
             if len(rows) == 0:
-                return best, rows, best.norm[rows], problem.images[rows]
-            lead, gradient, _ = problem.loss_and_gradient(problem.images[rows], rows, hinge.lead)
+                return best, rows, problem.images[rows]
+            _, gradient, _ = problem.loss_and_gradient(problem.images[rows], rows, hinge.lead)
         else:
             rows = torch.arange(len(problem.images), device=problem.images.device)
-            lead, gradient, logits = problem.loss_and_gradient(problem.images, rows, hinge.lead, fooled_leave=True)
+            _, gradient, logits = problem.loss_and_gradient(problem.images, rows, hinge.lead, fooled_leave=True)
             best = self.begin(dataclasses.replace(problem, clean_logits=logits))
             best.queries += 1
             rows = best.todo.nonzero()[:, 0]
-            lead, gradient = lead[rows], gradient[rows]
+            gradient = gradient[rows]
         best.queries[rows] += int(known)
         check_gradient(gradient)
-        return best, rows, lead.to(problem.images.dtype), -gradient
+        return best, rows, -gradient
 
 
 def check_settings(name: str, confidence: float, settings: Settings) -> None:

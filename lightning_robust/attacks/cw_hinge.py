@@ -62,7 +62,8 @@ class Hinge:
             slots: ``(n,)`` which of the points followed these are, row · copies + number; default: the rows.
 
         Returns:
-            the hinge ``(n,)``, its gradient ``(n, C, H, W)``, and which points are hits ``(n,)``.
+            κ - lead ``(n,)``, the hinge's gradient ``(n, C, H, W)``, and which points are hits ``(n,)``. Of a model with
+            draws, the mean hinge in place of κ - lead.
         """
         problem, kappa = self.problem, self.confidence
         if problem.draws is not None:
@@ -93,4 +94,4 @@ class Hinge:
             gradient[places] = -found.masked_fill(per_image(hit[places], found), 0)
         self._trend[slots] = torch.where(before.isfinite(), lead - before, 0)
         self._lead[slots] = lead
-        return (kappa - lead).clamp_min(0), gradient, hit
+        return kappa - lead, gradient, hit

@@ -42,7 +42,7 @@ class L0Search(Search):
     def turn(self, value: Tensor, slope: Tensor, hit: Tensor) -> None:
         """A step, or the next choice of pixels where a round is over."""
         self.slope = torch.where(per_image(hit, slope), self.slope, slope)  # at a hit there is none
-        lost = self.over(value) & ~hit
+        lost = self.over(value.clamp_min(0)) & ~hit
         done = hit | lost
         if done.any():
             failed = lost & ((self.count <= 1) | self.best.norm[self.rows].isinf())

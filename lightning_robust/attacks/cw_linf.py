@@ -40,7 +40,7 @@ class LinfSearch(Search):
         size = norms(self.delta, "linf")
         won = hit & (size <= self.tau * (1 + 1e-4))
         beyond = (self.delta.abs() - per_image(self.tau, self.delta)).clamp_min(0)
-        lost = self.over(self.const * value + beyond.flatten(1).sum(1)) & ~won
+        lost = self.over(self.const * value.clamp_min(0) + beyond.flatten(1).sum(1)) & ~won
         done = won | lost
         if not done.all():
             self.move(per_image(self.const, slope) * slope + self.delta.sign() * (beyond > 0))

@@ -6,9 +6,9 @@ leaves the batch when it has done its rounds, whatever its neighbours do.
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -23,6 +23,8 @@ _BEYOND = 0.1
 _SPAN = 1 + 2 * _BEYOND
 _BETA_1, _BETA_2, _TINY = 0.9, 0.999, 1e-8  # of Adam
 _STALLED = 0.9999  # a round is over whose loss did not fall below this share of what it was a tenth of the steps before
+_LONGEST = 15  # steps at most between two questions
+_FINER = 0.1  # length of the last steps
 _HALVINGS = 6  # of the way back to the clean image, at the end
 
 
@@ -32,7 +34,10 @@ class Ask(Protocol):
     copies: int
 
     def __call__(self, points: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Distance from the goal ``(n,)``, its gradient ``(n, C, H, W)``, and whether it is reached ``(n,)``."""
+        """What is left to the goal ``(n,)``, its gradient ``(n, C, H, W)``, and whether it is reached ``(n,)``.
+
+        Where the goal is reached the gradient is zero, and what is left is minus the room there is.
+        """
 
     def hits(self, points: Tensor, rows: Tensor) -> Tensor:
         """Whether the goal is reached ``(n,)``."""
@@ -52,7 +57,7 @@ class Settings:
     rounds: int
 
 
-class Search:
+class Search(ABC):
     """Images on their way through the box; subclasses say what is to fall, and when a round is over.
 
     The way is walked in the argument of a tanh, so that no step leads out of [0, 1]. What is added to an image is the
@@ -64,8 +69,7 @@ class Search:
         best: where hits are collected.
         ask: what is asked about points.
         rows: ``(n,)`` the images to attack.
-        value: ``(n,)`` distance of these clean images from the goal.
-        slope: ``(n, C, H, W)`` its gradient. With these two given, no round asks about the clean images again.
+        slope: ``(n, C, H, W)`` gradient of the hinge at these clean images, about which no round asks again.
 
     Attributes:
         rows: ``(n,)`` places in the batch of those that are still searched.
@@ -77,6 +81,8 @@ class Search:
         const: ``(n,)`` factor c of the hinge.
     """
 
+    coasts: ClassVar[bool] = False  # whether a step may be made without asking, where the hinge is surely flat
+
     def __init__(
         self,
         settings: Settings,
@@ -84,21 +90,22 @@ class Search:
         best: Smallest,
         ask: Ask,
         rows: Tensor,
-        value: Tensor,
         slope: Tensor,
     ) -> None:
         self.settings, self.problem, self.best, self.ask = settings, problem, best, ask
-        self.rows, self.value, self.slope, self.clean = rows, value, slope, problem.images[rows]
+        self.rows, self.slope, self.clean = rows, slope, problem.images[rows]
         self.points, self.delta = self.clean, torch.zeros_like(self.clean)
         self._start = _inverse(self.clean)
         self._start_tanh = self._start.tanh()
         self._at, self._tanh = self._start, self._start_tanh
         self._mean, self._square = torch.zeros_like(self.clean), torch.zeros_like(self.clean)
         self.step = torch.zeros_like(rows)
-        self.lr = torch.full_like(value, settings.lr)
-        self.const = torch.full_like(value, settings.initial_const)
-        self._least = torch.full_like(value, torch.inf)  # loss of this round
+        self.lr = torch.full((len(rows),), settings.lr, dtype=slope.dtype, device=slope.device)
+        self.const = torch.full_like(self.lr, settings.initial_const)
+        self._least = torch.full_like(self.lr, torch.inf)  # loss of this round
         self._least_before = self._least  # the same, when it was last looked at
+        self._known = self._least  # hinge when the model was last asked
+        self._since, self._pause = torch.zeros_like(rows), torch.zeros_like(rows)
 
     @property
     @abstractmethod
@@ -111,18 +118,42 @@ class Search:
 
     def run(self) -> None:
         """Search until every image has left."""
-        best, count = self.best, 0
+        count = 0
         while len(self.rows):
-            value, slope, hit = self.ask(self.points, self.rows)
-            best.offer(self.rows, self.points, hit)
-            best.queries[self.rows] += self.ask.copies
-            best.iterations[self.rows] += 1
-            self.turn(value, slope, hit)
-            if best.threat_model.bounded:
-                self.keep(best.norm[self.rows] > best.threat_model.radius + 1e-6)
+            self.turn(*self._look_around())
+            if self.best.threat_model.bounded:
+                self.keep(self.best.norm[self.rows] > self.best.threat_model.radius + 1e-6)
             count += 1
             if self.problem.progress is not None:
                 self.problem.progress(min(count, self.most), self.most)
+
+    def _look_around(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Ask about the points, but for images that are far beyond the boundary, and keep the hits."""
+        self.best.iterations[self.rows] += 1
+        self._since = self._since + 1
+        awake = self._since > self._pause
+        if awake.all():
+            value, slope, hit = self._inquire(self.points, self.rows)
+        else:
+            value, slope, hit = self._known.clone(), torch.zeros_like(self.points), torch.zeros_like(awake)
+            places = awake.nonzero()[:, 0]
+            if len(places):
+                value[places], slope[places], hit[places] = self._inquire(self.points[places], self.rows[places])
+        if self.coasts:
+            # Half of the steps that it takes to come back to the boundary at the present rate, and no more than about
+            # twice the last pause: the way there is bent.
+            back = (-value / ((value - self._known) / self._since).clamp_min(1e-30) / 2).clamp(0, _LONGEST)
+            back = torch.where(self._known.isfinite(), back, 0).long()
+            pause = torch.where(hit & (value < 0), torch.minimum(back, 2 * self._pause + 1), 0)
+            self._pause = torch.where(awake, pause, self._pause)
+        self._known, self._since = torch.where(awake, value, self._known), self._since.masked_fill(awake, 0)
+        return value, slope, hit
+
+    def _inquire(self, points: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        value, slope, hit = self.ask(points, rows)
+        self.best.offer(rows, points, hit)
+        self.best.queries[rows] += self.ask.copies
+        return value, slope, hit
 
     def keep(self, which: Tensor) -> None:
         """Go on with some of the images: every tensor of a search has one entry an image."""
@@ -139,9 +170,13 @@ class Search:
             # batch, which the original looks at, that averages out.
             self._least = torch.minimum(self._least, loss)
             due = self.step % max(self.settings.steps // 10, 1) == 0
-            over = over | (due & (self._least > _STALLED * self._least_before))
+            over = over | self.stalled(due & (self._least > _STALLED * self._least_before))
             self._least_before = torch.where(due, self._least, self._least_before)
         return over
+
+    def stalled(self, stalled: Tensor) -> Tensor:
+        """Of the images ``(n,)`` bool whose loss no longer falls, those whose round is over for that."""
+        return stalled
 
     def restart(self, which: Tensor, points: Tensor | None = None) -> None:
         """Begin a round of the images ``which`` ``(n,)`` bool, at ``points`` ``(n, C, H, W)`` or the clean images."""
@@ -151,6 +186,8 @@ class Search:
         self.step = self.step.masked_fill(which, 0)
         self._least = self._least.masked_fill(which, torch.inf)
         self._least_before = self._least_before.masked_fill(which, torch.inf)
+        self._known = self._known.masked_fill(which, torch.inf)
+        self._since, self._pause = self._since.masked_fill(which, 0), self._pause.masked_fill(which, 0)
         self.ask.forget(self.rows[which])
         self._look()
 
@@ -191,6 +228,8 @@ def _inverse(images: Tensor) -> Tensor:
 class L2Search(Search):
     """‖δ‖² + c · hinge, with c raised tenfold until a round succeeds and then bisected."""
 
+    coasts = True
+
     def __init__(
         self,
         settings: Settings,
@@ -198,10 +237,9 @@ class L2Search(Search):
         best: Smallest,
         ask: Ask,
         rows: Tensor,
-        value: Tensor,
         slope: Tensor,
     ) -> None:
-        super().__init__(settings, problem, best, ask, rows, value, slope)
+        super().__init__(settings, problem, best, ask, rows, slope)
         self.low, self.high = torch.zeros_like(self.const), torch.full_like(self.const, torch.inf)
         self.round = torch.zeros_like(rows)
         self.found = torch.zeros_like(rows, dtype=torch.bool)
@@ -215,7 +253,7 @@ class L2Search(Search):
     def turn(self, value: Tensor, slope: Tensor, hit: Tensor) -> None:
         """A step, and the next constant where a round is over."""
         self.found = self.found | hit
-        over = self.over(self.const * value + self.delta.flatten(1).square().sum(1))
+        over = self.over(self.const * value.clamp_min(0) + self.delta.flatten(1).square().sum(1))
         self.move(per_image(self.const, slope) * slope + 2 * self.delta)
         if not over.any():
             return
@@ -229,6 +267,12 @@ class L2Search(Search):
         self.keep(left)
         self._begin(over[left])
 
+    def stalled(self, stalled: Tensor) -> Tensor:
+        """In its last round an image goes on once with shorter steps: the usual ones jump about at the boundary."""
+        finer = stalled & (self.round == self.settings.rounds - 1) & (self.lr > 0.9 * self.settings.lr)
+        self.lr = torch.where(finer, _FINER * self.lr, self.lr)
+        return stalled & ~finer
+
     def _begin(self, which: Tensor) -> None:
         """The first step of a round; the gradient at the clean image is the same in all of them."""
         if which.any():
@@ -236,7 +280,6 @@ class L2Search(Search):
             self.move(per_image(self.const, self.slope) * self.slope, which)
             self.best.iterations[self.rows] += which
             self.found = self.found & ~which
-            self._least = torch.where(which, self.const * self.value, self._least)
 
 
 def draw_back(best: Smallest, ask: Ask) -> None:

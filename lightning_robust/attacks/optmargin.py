@@ -98,9 +98,9 @@ class OptMargin(MinimalNormAttack):
         if len(rows):
             ask = _Surrogates(self, problem)
             best.queries[rows] += ask.copies
-            value, slope, _ = ask(problem.images[rows], rows)
+            _, slope, _ = ask(problem.images[rows], rows)
             check_gradient(slope)
-            L2Search(self.settings, problem, best, ask, rows, value, slope).run()
+            L2Search(self.settings, problem, best, ask, rows, slope).run()
             draw_back(best, ask)
         return best.outcome()
 
@@ -118,6 +118,7 @@ class _Surrogates:
 
     def __call__(self, points: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         value, slope = points.new_zeros(len(rows)), torch.zeros_like(points)
+        room = points.new_full((len(rows),), torch.inf)
         hit = torch.ones_like(rows, dtype=torch.bool)
         for images, copies in self._parts(len(rows)):
             near, slots = self._near(points[images], rows[images], copies)
@@ -125,10 +126,11 @@ class _Surrogates:
             # what clipping took away has no slope
             slopes = slopes.masked_fill((near < 0) | (near > 1), 0)
             shape = (-1, copies.stop - copies.start)
-            value[images] += hinges.view(shape).sum(1)
+            value[images] += hinges.view(shape).clamp_min(0).sum(1)
+            room[images] = torch.minimum(room[images], -hinges.view(shape).amax(1))
             slope[images] += slopes.view(*shape, *points.shape[1:]).sum(1)
             hit[images] &= hits.view(shape).all(1)
-        return value, slope, hit
+        return torch.where(hit, -room, value), slope, hit
 
     def hits(self, points: Tensor, rows: Tensor) -> Tensor:
         hit = torch.ones_like(rows, dtype=torch.bool)

