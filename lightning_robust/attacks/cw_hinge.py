@@ -62,8 +62,8 @@ class Hinge:
             slots: ``(n,)`` which of the points followed these are, row · copies + number; default: the rows.
 
         Returns:
-            κ - lead ``(n,)``, the hinge's gradient ``(n, C, H, W)``, and which points are hits ``(n,)``. Of a model with
-            draws, the mean hinge in place of κ - lead.
+            κ - lead ``(n,)``, the hinge's gradient ``(n, C, H, W)``, and which points are hits ``(n,)``. Of a model
+            with draws, the mean hinge in place of κ - lead.
         """
         problem, kappa = self.problem, self.confidence
         if problem.draws is not None:
