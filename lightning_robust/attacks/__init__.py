@@ -3,7 +3,7 @@
 from lightning_robust.attacks.acceleration import accelerate
 from lightning_robust.attacks.adaptive import BPDA, EOT, Randomized, Temperature, Transfer
 from lightning_robust.attacks.apgd import APGD
-from lightning_robust.attacks.autoattack import AutoAttack
+from lightning_robust.attacks.autoattack import AutoAttack, AutoAttackResult
 from lightning_robust.attacks.base import Attack, AttackResult, Outcome, Problem
 from lightning_robust.attacks.context import attacking
 from lightning_robust.attacks.cw import CW
@@ -35,6 +35,7 @@ __all__ = [
     "Attack",
     "AttackResult",
     "AutoAttack",
+    "AutoAttackResult",
     "DeepFool",
     "External",
     "MinimalNormAttack",

@@ -184,7 +184,7 @@ def test_each_attack_gets_what_is_left_and_the_first_success_counts() -> None:
     labels[9] = 1
     told: list[tuple[int, int]] = []
     result = attack.run(
-        lambda images: torch.tensor([1.0, 0.0]).expand(len(images), 2),
+        lambda images: torch.tensor([2.0, 0.0]).expand(len(images), 2),
         images,
         labels,
         progress=lambda done, total: told.append((done, total)),
