@@ -306,14 +306,17 @@ def test_queries_are_the_points_at_which_the_model_was_asked(digits: Trained, no
 
 
 def test_a_hit_is_not_passed_back_through() -> None:
-    """At a constant far too large nearly all points of the search are hits."""
+    """At a constant far too large nearly all points of the search are hits: few need a gradient, many no pass at all."""
     model = Counting(make_model().eval())
     images, labels = make_batch(model.inner, 16)
     attack = CW(steps=40, binary_search_steps=1, initial_const=100, abort_early=False)
     result = attack.run(model, images, labels, rounding=False)
     assert result.success.all()
+    steps = int(result.iterations.sum())
+    assert steps == 16 * 40
     assert model.images < 1.15 * int(result.queries.sum())
-    assert model.with_gradient < 0.4 * model.images
+    assert model.images < 0.6 * steps
+    assert model.with_gradient < 0.3 * steps
 
 
 def test_the_hinge_and_its_gradient_are_what_autograd_says() -> None:
@@ -330,10 +333,9 @@ def test_the_hinge_and_its_gradient_are_what_autograd_says() -> None:
         logits = model(points)
         true = logits.gather(1, labels[rows, None])[:, 0]
         lead = logits.scatter(1, labels[rows, None], -torch.inf).amax(1) - true
-        expected = (0.1 - lead).clamp_min(0)
-        (gradient,) = torch.autograd.grad(expected.sum(), points)
+        (gradient,) = torch.autograd.grad((0.1 - lead).clamp_min(0).sum(), points)
         value, slope, hit = hinge(points.detach(), rows)
-        torch.testing.assert_close(value, expected.detach())
+        torch.testing.assert_close(value, 0.1 - lead.detach())  # of a hit: minus the room there is
         torch.testing.assert_close(slope, gradient)
         assert torch.equal(hit, lead >= 0.1)
         hits += int(hit.sum())
