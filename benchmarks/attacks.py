@@ -14,8 +14,8 @@ Two tasks, since they allow different things:
 Both run in rounds, all contenders one after the other in each, in one process. Peak memory is taken in a process of its
 own for each contender. Peers that are not installed are named and left out.
 
-``--task deepfool``, ``jsma``, ``autoattack`` and ``one_pixel`` measure the other attacks in the same way (in
-``suite_<name>.py``), ``--task suite`` all four in one run.
+``--task cw``, ``deepfool``, ``jsma``, ``autoattack`` and ``one_pixel`` measure the other attacks in the same way (in
+``suite_<name>.py``), ``--task suite`` all five in one run.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ OURS: dict[str, tuple[dict[str, Any] | None, bool]] = {
     "ours, everything": ({"fold": True, "channels_last": True, "dtype": BF16}, True),
 }
 
-SUITE = ("deepfool", "jsma", "autoattack", "one_pixel")
+SUITE = ("cw", "deepfool", "jsma", "autoattack", "one_pixel")
 
 Fooled = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """(model, images, labels) to which of them were fooled."""

@@ -306,7 +306,7 @@ def test_queries_are_the_points_at_which_the_model_was_asked(digits: Trained, no
 
 
 def test_a_hit_is_not_passed_back_through() -> None:
-    """At a constant far too large nearly all points of the search are hits: few need a gradient, many no pass at all."""
+    """At a constant far too large nearly all points of the search are hits: few need a gradient, many no pass."""
     model = Counting(make_model().eval())
     images, labels = make_batch(model.inner, 16)
     attack = CW(steps=40, binary_search_steps=1, initial_const=100, abort_early=False)
