@@ -107,6 +107,23 @@ def natural_resnet18(data: Path | None, steps: int, weights: Path | None) -> nn.
 # -- peers -------------------------------------------------------------------------------------------------------------
 
 
+def published_network(args: argparse.Namespace) -> tuple[nn.Module, Tensor, Tensor, str]:
+    """The published ResNet-20 and test images of CIFAR-10 where ``--root`` has them, else the benchmarks' ResNet-18."""
+    root: Path | None = getattr(args, "root", None)
+    weights = root and root / "weights/pytorch_resnet_cifar10/resnet20-12fca82f.th"
+    if root and weights and weights.exists():
+        from PIL import Image
+
+        model = create_network("resnet20", 10, (3, 32, 32), weights=weights, mean="imagenet")
+        pixels = np.asarray(Image.open(root / "cifar10/test_images.png")).reshape(-1, 32, 32, 3)[:256]
+        images = torch.from_numpy(pixels.copy()).permute(0, 3, 1, 2).float() / 255
+        labels = torch.from_numpy(np.load(root / "cifar10/test_labels.npz")["labels"][:256]).long()
+        return model.eval(), images.contiguous(), labels, "ResNet-20, CIFAR-10"
+    model = natural_resnet18(args.data, getattr(args, "train_steps", 60), args.weights).eval()
+    images, labels = load_images(args.test_data or args.data, 256, seed=2)
+    return model, images, labels, "ResNet-18"
+
+
 def module_or_none(name: str) -> Any:
     """A module if it is installed."""
     try:

@@ -29,7 +29,7 @@ from _common import art_classifier, common_arguments, console, module_or_none, p
 from rich.table import Table
 from torch import Tensor, nn
 
-from lightning_robust.attacks import APGD, PGD
+from lightning_robust.attacks import APGD, CW, FAB, JSMA, PGD, DeepFool, OnePixel, Square
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "attacks"))
 from conformance import CHECKS, CLASSES, SHAPE, Run, Setting
@@ -38,6 +38,8 @@ EPS = 0.1
 FIXED = Setting("linf", EPS, stop_at_success=False, strict=False)
 MINIMAL = Setting("l2", float("inf"), stop_at_success=True, strict=False)
 STOPPING = Setting("linf", EPS, stop_at_success=True, strict=False)
+FEATURES = Setting("l0", 19, stop_at_success=True, strict=False)  # γ = 0.1 of 192 features
+PIXEL = Setting("l0", 1, stop_at_success=True, strict=False)
 Candidates = dict[str, tuple[Run, Setting]]
 
 
@@ -48,6 +50,12 @@ def ours() -> Candidates:
     return {
         "ours PGD": (bound(PGD(eps=EPS, steps=5)), STOPPING),
         "ours APGD": (bound(APGD(eps=EPS, steps=5)), STOPPING),
+        "ours CW": (bound(CW(steps=100, binary_search_steps=3)), MINIMAL),
+        "ours DeepFool": (bound(DeepFool(steps=20)), MINIMAL),
+        "ours FAB": (bound(FAB(norm="linf", eps=EPS, steps=10)), STOPPING),
+        "ours Square": (bound(Square(norm="linf", eps=EPS, queries=100)), STOPPING),
+        "ours JSMA": (bound(JSMA(gamma=0.1)), FEATURES),
+        "ours OnePixel": (bound(OnePixel(population=10, generations=5)), PIXEL),
     }
 
 
@@ -119,6 +127,41 @@ def minimal() -> Candidates:
     return candidates
 
 
+def few_queries_or_features() -> Candidates:
+    """FAB, Square, JSMA and one-pixel, of torchattacks and of AutoAttack's official code."""
+    candidates: Candidates = {}
+    if torchattacks := module_or_none("torchattacks"):
+
+        def by_torchattacks(make: Callable[..., Any], **settings: Any) -> Run:
+            return lambda model, images, labels: make(model, **settings)(images, labels)
+
+        candidates |= {
+            "torchattacks FAB": (
+                by_torchattacks(torchattacks.FAB, norm="Linf", eps=EPS, steps=10, n_classes=CLASSES),
+                STOPPING,
+            ),
+            "torchattacks Square": (by_torchattacks(torchattacks.Square, eps=EPS, n_queries=100), STOPPING),
+            "torchattacks JSMA": (by_torchattacks(torchattacks.JSMA, theta=1.0, gamma=0.1), FEATURES),
+            "torchattacks OnePixel": (by_torchattacks(torchattacks.OnePixel, pixels=1, steps=5, popsize=10), PIXEL),
+        }
+    if module_or_none("pyautoattack"):
+        fab = importlib.import_module("pyautoattack.fab_pt").FABAttack_PT
+        square = importlib.import_module("pyautoattack.square").SquareAttack
+        candidates |= {
+            "autoattack FAB": (
+                lambda model, images, labels: fab(model, n_iter=10, eps=EPS, device="cpu").perturb(images, labels),
+                STOPPING,
+            ),
+            "autoattack Square": (
+                lambda model, images, labels: square(model, eps=EPS, n_queries=100, device="cpu").perturb(
+                    images, labels
+                ),
+                STOPPING,
+            ),
+        }
+    return candidates
+
+
 def verdict(check: Callable[[Run, Setting], None], run: Run, setting: Setting) -> tuple[str, str]:
     """kept, broken or error, and the sentence that goes with it."""
     torch.manual_seed(0)
@@ -150,7 +193,7 @@ def main() -> None:
         console.print(f"{name} is not installed: left out")
     candidates = {
         name: candidate
-        for name, candidate in {**ours(), **fixed, **minimal()}.items()
+        for name, candidate in {**ours(), **fixed, **minimal(), **few_queries_or_features()}.items()
         if not args.only or any(word.lower() in name.lower() for word in args.only)
     }
     rows: list[dict[str, Any]] = []

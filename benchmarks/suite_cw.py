@@ -24,11 +24,10 @@ from _common import (
     art_classifier,
     console,
     interleaved,
-    load_images,
     machine,
     module_or_none,
-    natural_resnet18,
     print_table,
+    published_network,
     speed,
 )
 from torch import Tensor, nn
@@ -132,9 +131,8 @@ def lost_in_bf16(task: str, model: nn.Module, images: Tensor, labels: Tensor) ->
 def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Rows of images a second, × the reference (torchattacks; foolbox in a search), success and mean L2."""
     torch.set_num_threads(args.threads)
-    model = natural_resnet18(args.data, getattr(args, "train_steps", 60), args.weights).eval()
+    model, images, labels, network = published_network(args)
     count = min(IMAGES, getattr(args, "batch", IMAGES))
-    images, labels = load_images(args.test_data or args.data, 4 * count, seed=2)
     with torch.no_grad():
         right = model(images).argmax(1) == labels
     images, labels = images[right][:count], labels[right][:count]
@@ -157,7 +155,7 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
 
             return call
 
-        title = f"CW in L2, {task}"
+        title = f"CW in L2, {task}, {network}"
         seconds = interleaved({name: timed(name, run) for name, run in runs.items()}, args.rounds, title)
         table = []
         model.eval()

@@ -10,47 +10,26 @@ from __future__ import annotations
 import argparse
 import importlib
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from _common import (
     art_classifier,
     console,
     interleaved,
-    load_images,
     machine,
     module_or_none,
-    natural_resnet18,
     print_table,
+    published_network,
     speed,
 )
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_robust.attacks import accelerate
 from lightning_robust.attacks.one_pixel import OnePixel
-from lightning_robust.models import create_network
 
 POPULATION = 400
 REFERENCE = "torchattacks"
-
-
-def network_and_images(args: argparse.Namespace) -> tuple[nn.Module, Tensor, Tensor, str]:
-    """The published ResNet-20 and test images of CIFAR-10 where ``--root`` has them, else the benchmarks' ResNet-18."""
-    root: Path | None = getattr(args, "root", None)
-    weights = root and root / "weights/pytorch_resnet_cifar10/resnet20-12fca82f.th"
-    if root and weights and weights.exists():
-        from PIL import Image
-
-        model = create_network("resnet20", 10, (3, 32, 32), weights=weights, mean="imagenet")
-        pixels = np.asarray(Image.open(root / "cifar10/test_images.png")).reshape(-1, 32, 32, 3)[:256]
-        images = torch.from_numpy(pixels.copy()).permute(0, 3, 1, 2).float() / 255
-        labels = torch.from_numpy(np.load(root / "cifar10/test_labels.npz")["labels"][:256]).long()
-        return model.eval(), images.contiguous(), labels, "ResNet-20, CIFAR-10"
-    model = natural_resnet18(args.data, getattr(args, "train_steps", 60), args.weights).eval()
-    images, labels = load_images(args.test_data or args.data, 256, seed=2)
-    return model, images, labels, "ResNet-18"
 
 
 def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -61,7 +40,7 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
             ``one_pixel_images`` (16) and ``one_pixel_generations`` (15).
     """
     count, generations = getattr(args, "one_pixel_images", 16), getattr(args, "one_pixel_generations", 15)
-    model, images, labels, what = network_and_images(args)
+    model, images, labels, what = published_network(args)
     model.requires_grad_(False)
     with torch.no_grad():
         right = torch.cat([model(part) for part in images.split(64)]).argmax(1) == labels

@@ -14,9 +14,10 @@ from lightning_robust.attacks.fgsm import FGSM
 from lightning_robust.attacks.jsma import JSMA
 from lightning_robust.attacks.kl_pgd import KLPGD, NormalStartPGD
 from lightning_robust.attacks.minimal_norm import MinimalNormAttack
-from lightning_robust.attacks.one_pixel import AllTargets, OnePixel
+from lightning_robust.attacks.one_pixel import OnePixel
 from lightning_robust.attacks.optmargin import OptMargin
 from lightning_robust.attacks.pgd import PGD
+from lightning_robust.attacks.pixel_goal import PixelRuns
 from lightning_robust.attacks.random_noise import RandomNoise
 from lightning_robust.attacks.square import Square
 from lightning_robust.attacks.threat_model import ThreatModel, parse_number
@@ -31,7 +32,6 @@ __all__ = [
     "JSMA",
     "KLPGD",
     "PGD",
-    "AllTargets",
     "Attack",
     "AttackResult",
     "AutoAttack",
@@ -43,6 +43,7 @@ __all__ = [
     "OnePixel",
     "OptMargin",
     "Outcome",
+    "PixelRuns",
     "Problem",
     "RandomNoise",
     "Randomized",

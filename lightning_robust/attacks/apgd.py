@@ -121,6 +121,8 @@ class APGD(Attack):
             return [lambda logits, rows: problem.sign * function(logits, problem.goal[rows])]
         if problem.targets is not None:
             orders = [problem.targets]
+        elif problem.aims is not None:
+            orders = [problem.aims]
         else:
             assert logits is not None
             others = logits.scatter(1, problem.labels[:, None], -torch.inf).argsort(1, descending=True)

@@ -67,11 +67,9 @@ class Watched(Problem):
     """A problem that looks at the first gradient it is asked for, and costs nothing.
 
     Attributes:
-        aims: ``(N,)`` the class that an untargeted run is to go for.
         flat: how many images had a zero gradient there without being fooled, of how many; empty before.
     """
 
-    aims: Tensor | None = None
     flat: list[tuple[int, int]] = field(default_factory=list)
 
     @classmethod

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +12,6 @@ from lightning_robust.attacks.apgd import APGD
 from lightning_robust.attacks.autoattack_checks import Watched
 from lightning_robust.attacks.base import Attack, Outcome, Problem
 from lightning_robust.attacks.fab import FAB
-from lightning_robust.attacks.losses import dlr_targeted
 from lightning_robust.attacks.randomness import mix_seed
 from lightning_robust.attacks.threat_model import ThreatModel
 
@@ -74,7 +72,7 @@ class Together(Attack):
             seeds = torch.tensor([mix_seed(rank) for rank in range(done, done + now)], device=rows.device)
             part.keys = part.keys + seeds.repeat(len(rows))
             part.progress = _share(problem.progress, done, now, count)
-            outcome = _aimed(attack).perturb(part)
+            outcome = attack.perturb(part)
             assert outcome.success is not None
             hit = outcome.success.view(-1, now)
             found, first = hit.any(1), hit.int().argmax(1)  # argmax: the first of equals
@@ -95,28 +93,6 @@ def together(attack: Attack, problem: Problem) -> Attack:
         if isinstance(attack, FAB) and attack.targeted_classes is not None:
             return Together(attack=attack, seed=attack.seed)
     return attack
-
-
-class _AimedAPGD(APGD):
-    def _losses(self, problem: Problem, logits: Tensor | None) -> list[Callable[[Tensor, Tensor], Tensor]]:
-        aims = _aims(problem)
-        return [lambda logits, rows: dlr_targeted(logits, problem.labels[rows], aims[rows])]
-
-
-class _AimedFAB(FAB):
-    def _aims(self, problem: Problem, logits: Tensor) -> Sequence[Tensor | None]:
-        return [_aims(problem)]
-
-
-def _aims(problem: Problem) -> Tensor:
-    assert isinstance(problem, Watched)
-    assert problem.aims is not None
-    return problem.aims
-
-
-def _aimed(attack: APGD | FAB) -> Attack:
-    settings = {each.name: getattr(attack, each.name) for each in dataclasses.fields(attack)}
-    return _AimedAPGD(**settings) if isinstance(attack, APGD) else _AimedFAB(**settings)
 
 
 def _share(

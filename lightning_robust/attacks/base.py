@@ -75,6 +75,8 @@ class Problem:
         wants_logits: warn of a model whose outputs look like probabilities.
         draws: what to average over in place of one call of the model, where the model is random: gives the models of
             one such average (see :class:`~lightning_robust.attacks.adaptive.EOT`).
+        aims: ``(N,)`` int64, the class that an untargeted attack is to go for, where it would choose some itself; any
+            other class than the label is a success all the same.
     """
 
     model: Model
@@ -87,6 +89,7 @@ class Problem:
     progress: Progress | None = None
     draws: Callable[[], Sequence[Model]] | None = None
     wants_logits: bool = True
+    aims: Tensor | None = None
     _checked: bool = dataclasses.field(default=False, repr=False)
 
     @property
@@ -118,6 +121,7 @@ class Problem:
             mask=of(self.mask),
             keys=self.keys[rows],
             clean_logits=of(self.clean_logits),
+            aims=of(self.aims),
         )
 
     def logits(self, images: Tensor) -> Tensor:

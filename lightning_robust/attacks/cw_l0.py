@@ -26,8 +26,8 @@ class L0Search(Search):
         count: ``(n,)`` int64, how many are given back at a time.
     """
 
-    def __init__(self, *given, **named) -> None:  # type: ignore[no-untyped-def]
-        super().__init__(*given, **named)
+    def begin(self) -> None:
+        """All pixels may change."""
         self.free = torch.ones_like(self.clean[:, :1], dtype=torch.bool)
         self.held = self.free
         self.worth = torch.zeros_like(self.clean[:, 0])

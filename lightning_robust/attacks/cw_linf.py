@@ -25,8 +25,8 @@ class LinfSearch(Search):
         tau: ``(n,)``.
     """
 
-    def __init__(self, *given, **named) -> None:  # type: ignore[no-untyped-def]
-        super().__init__(*given, **named)
+    def begin(self) -> None:
+        """Any size is within τ."""
         self.tau = torch.ones_like(self.const)
         self.move(per_image(self.const, self.slope) * self.slope)
 

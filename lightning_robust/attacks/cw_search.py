@@ -106,6 +106,11 @@ class Search(ABC):
         self._least_before = self._least  # the same, when it was last looked at
         self._known = self._least  # hinge when the model was last asked
         self._since, self._pause = torch.zeros_like(rows), torch.zeros_like(rows)
+        self.begin()
+
+    @abstractmethod
+    def begin(self) -> None:
+        """Set up what a subclass keeps besides, and take the first step."""
 
     @property
     @abstractmethod
@@ -230,20 +235,12 @@ class L2Search(Search):
 
     coasts = True
 
-    def __init__(
-        self,
-        settings: Settings,
-        problem: Problem,
-        best: Smallest,
-        ask: Ask,
-        rows: Tensor,
-        slope: Tensor,
-    ) -> None:
-        super().__init__(settings, problem, best, ask, rows, slope)
+    def begin(self) -> None:
+        """The first round."""
         self.low, self.high = torch.zeros_like(self.const), torch.full_like(self.const, torch.inf)
-        self.round = torch.zeros_like(rows)
-        self.found = torch.zeros_like(rows, dtype=torch.bool)
-        self._begin(~self.found)
+        self.round = torch.zeros_like(self.rows)
+        self.found = torch.zeros_like(self.rows, dtype=torch.bool)
+        self._next_round(~self.found)
 
     @property
     def most(self) -> int:
@@ -265,7 +262,7 @@ class L2Search(Search):
         self.const = torch.where(over, following, self.const)
         left = self.round < self.settings.rounds
         self.keep(left)
-        self._begin(over[left])
+        self._next_round(over[left])
 
     def stalled(self, stalled: Tensor) -> Tensor:
         """In its last round an image goes on once with shorter steps: the usual ones jump about at the boundary."""
@@ -273,7 +270,7 @@ class L2Search(Search):
         self.lr = torch.where(finer, _FINER * self.lr, self.lr)
         return stalled & ~finer
 
-    def _begin(self, which: Tensor) -> None:
+    def _next_round(self, which: Tensor) -> None:
         """The first step of a round; the gradient at the clean image is the same in all of them."""
         if which.any():
             self.restart(which)

@@ -116,6 +116,8 @@ class FAB(MinimalNormAttack):
         """The class each run goes for, ``(N,)``; ``None``: whichever is nearest."""
         if problem.targets is not None or self.targeted_classes is None:
             return [None]
+        if problem.aims is not None:
+            return [problem.aims]
         others = logits.scatter(1, problem.labels[:, None], -torch.inf).argsort(1, descending=True)
         return others[:, : min(self.targeted_classes, logits.shape[1] - 1)].unbind(1)
 

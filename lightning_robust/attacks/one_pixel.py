@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal
@@ -14,22 +13,13 @@ from torch import Tensor
 
 from lightning_robust.attacks.base import Attack, Outcome, Problem, Progress
 from lightning_robust.attacks.context import Model, attacking
-from lightning_robust.attacks.differential_evolution import (
-    BOUNDS,
-    REMEMBERED,
-    EvolutionState,
-    check_settings,
-    children,
-    novel,
-    survivors,
-)
-from lightning_robust.attacks.pixel_canvas import PixelCanvas
-from lightning_robust.attacks.pixel_goal import AllTargets, log_odds, of_probabilities, reached
-from lightning_robust.attacks.randomness import mix_seed, normal, uniform
+from lightning_robust.attacks.differential_evolution import BOUNDS, EvolutionState, check_settings
+from lightning_robust.attacks.one_pixel_evolution import Evolution, ask, at_once
+from lightning_robust.attacks.pixel_goal import PixelRuns
 from lightning_robust.attacks.threat_model import ThreatModel
 from lightning_robust.errors import UserError
 
-_GROUP = 1 << 14  # candidates whose random numbers and fingerprints are made at once: some megabytes
+_MOST = 8 * 2**30  # bytes of results in memory together
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,267 +119,52 @@ class OnePixel(Attack):
         """As many pixels as were asked for."""
         return ThreatModel("l0", self.pixels)
 
-    # -- one attack ----------------------------------------------------------------------------------------------------
+    @property
+    def course(self) -> str:
+        """What decides the course of an evolution, besides images, targets and seed."""
+        return repr(dataclasses.replace(self, generations=1, max_batch=None, seed=0))
 
     def perturb(self, problem: Problem) -> Outcome:
         """Start, go on to the end, and say what came out."""
-        state = self.start(problem)
-        self.advance(problem, state)
-        return self.outcome(problem, state)
+        return self._evolve(Evolution(self, problem))
 
     def _perturb_by(self, stand_in: Model, problem: Problem) -> Outcome:
         """Evolve on ``stand_in``; an image stops when ``problem.model`` agrees, which costs no second search."""
         with attacking(stand_in) as lent:
-            state = self.start(problem, search=lent)
-            self.advance(problem, state, search=lent)
-            return self.outcome(problem, state)
+            return self._evolve(Evolution(self, problem, lent))
 
-    def start(self, problem: Problem, *, search: Model | None = None) -> EvolutionState:
-        """The starting populations of the images on which the goal is not reached to begin with.
+    def _evolve(self, evolution: Evolution) -> Outcome:
+        state = evolution.start()
+        evolution.advance(state)
+        return evolution.outcome(state)
 
-        Args:
-            problem: the batch; with targets each row is a pair of image and target.
-            search: a faster model that is asked in place of ``problem.model``, which then only confirms.
-
-        Raises:
-            UserError: for a target that is the image's label.
-        """
-        clean, device = problem.images, problem.images.device
-        if problem.targets is not None and (same := (problem.targets == problem.labels).nonzero()[:, 0]).numel():
-            named = ", ".join(str(int(row)) for row in same[:5]) + (", …" if len(same) > 5 else "")
-            raise UserError(f"OnePixel: the targets of the images {named} are their labels: choose other classes")
-        problem, asked = self._asked(problem, search)
-        count, dims = len(clean), self.pixels * (2 + clean.shape[1])
-        queries = torch.zeros(count, dtype=torch.int64, device=device)
-        logits = problem.clean_logits
-        if logits is None:
-            queries += 1
-            logits = torch.cat([self._logits(problem, part) for part in clean.split(self._at_once(clean))])
-        every = torch.arange(count, device=device)
-        fitness = log_odds(problem, logits, every).to(clean.dtype)
-        canvas = PixelCanvas(problem, self.pixels, self.eight_bit)
-        rows = (~problem.fooled(logits) & canvas.usable).nonzero()[:, 0]
-        size = (len(rows), self.population)
-        state = EvolutionState(
-            settings=self._course,
-            generation=0,
-            keys=self._keys(problem),
-            rows=rows,
-            vectors=clean.new_empty((*size, dims)),
-            fitness=clean.new_zeros(size),
-            codes=torch.zeros(size, dtype=torch.int64, device=device),
-            met=torch.zeros((len(rows), REMEMBERED * self.population), dtype=torch.int64, device=device),
-            met_fitness=clean.new_zeros((len(rows), REMEMBERED * self.population)),
-            best=clean.new_zeros((count, dims)),
-            best_fitness=fitness,
-            best_class=logits.argmax(1),
-            changed=torch.zeros(count, dtype=torch.bool, device=device),
-            confirmed=torch.ones(count, dtype=torch.bool, device=device),
-            generations=torch.zeros_like(queries),
-            queries=queries,
-        )
-        classes = torch.empty(size, dtype=torch.int64, device=device)
-        for part in self._groups(len(rows)):
-            keys, vectors = state.keys[rows[part]], state.vectors[part]
-            places = uniform(keys, (*vectors.shape[:2], 2 * self.pixels), clean.dtype, 0)
-            colours = normal(keys, (*vectors.shape[:2], dims - 2 * self.pixels), clean.dtype, 1)
-            vectors.copy_(torch.cat([places, (128 + 127 * colours) / 255], 2))
-            state.codes[part], state.fitness[part], classes[part] = self._evaluated(asked, canvas, state, part, vectors)
-        self._take_stock(problem, asked, canvas, state, state.vectors, state.fitness, classes)
-        return state
-
-    def advance(
-        self, problem: Problem, state: EvolutionState, generations: int | None = None, *, search: Model | None = None
-    ) -> None:
-        """Let the images evolve further; ``state`` is changed.
-
-        Stopping between generations, saving the state and going on gives what going on at once gives, to the bit.
-
-        Args:
-            problem: that of :meth:`start`.
-            state: what :meth:`start` gave, or a copy that was saved and read again.
-            generations: how many further; default: as many as the settings allow.
-            search: as in :meth:`start`.
-
-        Raises:
-            UserError: where the state is of other images, targets, seed or settings.
-        """
-        if state.settings != self._course:
-            raise UserError(f"this evolution was started with other settings: {state.settings}, not {self._course}")
-        if not torch.equal(state.keys, self._keys(problem)):
-            raise UserError("this evolution was started with other images, targets or another seed: start a new one")
-        problem, asked = self._asked(problem, search)
-        canvas = PixelCanvas(problem, self.pixels, self.eight_bit)
-        last = self.generations
-        if generations is not None:
-            last = min(last, state.generation + generations)
-        while state.generation < last and len(state.rows):
-            state.generation += 1
-            state.generations[state.rows] += 1
-            born, fitness = torch.empty_like(state.vectors), torch.empty_like(state.fitness)
-            codes, classes = torch.empty_like(state.codes), torch.empty_like(state.codes)
-            for part in self._groups(len(state.rows)):
-                rows = state.rows[part]
-                born[part] = children(
-                    state.vectors[part],
-                    state.fitness[part],
-                    state.keys[rows],
-                    state.generation,
-                    strategy=self.strategy,
-                    f=self.f,
-                    crossover=self.crossover,
-                    bounds=self.bounds,
-                )
-                codes[part], fitness[part], classes[part] = self._evaluated(asked, canvas, state, part, born[part])
-            grown = survivors(state.fitness, fitness)
-            state.vectors = torch.where(grown[..., None], born, state.vectors)
-            state.fitness = torch.where(grown, fitness, state.fitness)
-            state.codes = torch.where(grown, codes, state.codes)
-            self._take_stock(problem, asked, canvas, state, born, fitness, classes)
-            if problem.progress is not None:
-                problem.progress(state.generation, self.generations)
-
-    def outcome(self, problem: Problem, state: EvolutionState) -> Outcome:
-        """The images with their candidates, as far as the evolution has come; the model judges what it has not yet."""
-        problem, _ = self._asked(problem, None)
-        canvas = PixelCanvas(problem, self.pixels, self.eight_bit)
-        open_rows = (~state.confirmed).nonzero()[:, 0]
-        if len(open_rows):
-            judged = self._judged(problem, canvas, state, state.best[open_rows], open_rows)
-            state.best_fitness[open_rows], state.best_class[open_rows] = judged
-            state.confirmed[open_rows] = True
-        images = problem.images.clone()
-        for rows in state.changed.nonzero()[:, 0].split(_GROUP):
-            images[rows] = canvas.written(*canvas.read(state.best[rows][:, None], rows), rows)
-        return Outcome(images, state.generations.clone(), state.queries.clone(), reached(problem, state.best_class))
-
-    # -- the parts of a generation -------------------------------------------------------------------------------------
-
-    def _evaluated(
-        self, asked: Problem, canvas: PixelCanvas, state: EvolutionState, part: slice, vectors: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Fingerprints, fitness and predicted classes ``(R, P)`` of candidates of ``state.rows[part]``.
-
-        Only what is new is asked about. The class of what is known is -1: it has been taken stock of.
-        """
-        rows = state.rows[part]
-        places, colours = canvas.read(vectors, rows)
-        codes = canvas.codes(places, colours, rows)
-        known, known_fitness = state.known(part)
-        new, like = novel(known, codes)
-        owner = rows[new // self.population]
-        state.queries += torch.bincount(owner, minlength=len(state.queries))
-        places, colours = places.flatten(0, 1), colours.flatten(0, 1)
-        fitness, classes = known_fitness.new_empty(codes.numel()), torch.full_like(codes, -1).flatten()
-        passes = -(-len(new) // self._at_once(asked.images))
-        for some in new.tensor_split(passes) if passes else ():
-            of = rows[some // self.population]
-            logits = self._logits(asked, canvas.written(places[some], colours[some], of))
-            fitness[some] = log_odds(asked, logits, of).to(fitness.dtype)
-            classes[some] = logits.argmax(1)
-        if bool(fitness[new].isnan().any()):
-            raise UserError(
-                "the model gave NaN for an image with changed pixels: its weights or its input are broken",
-                non_finite=True,
-            )
-        fitness = torch.cat([known_fitness.flatten(), fitness])[like]
-        classes = torch.cat([classes.new_full((known.numel(),), -1), classes])[like]
-        state.remember(part, codes, fitness)
-        return codes, fitness, classes
-
-    def _take_stock(
+    def run_without_target(
         self,
-        problem: Problem,
-        asked: Problem,
-        canvas: PixelCanvas,
-        state: EvolutionState,
-        vectors: Tensor,
-        fitness: Tensor,
-        classes: Tensor,
-    ) -> None:
-        """Keep the best of the new candidates, and let the images go that have reached what they stop at."""
-        rows = state.rows
-        if len(rows) == 0:
-            return
-        every = torch.arange(len(rows), device=rows.device)
-        value, place = fitness.max(1)
-        better = (value > state.best_fitness[rows]) | ~state.changed[rows]
-        kept = rows[better]
-        state.changed[kept], state.confirmed[kept] = True, asked is problem
-        state.best[kept] = vectors[every, place][better]
-        state.best_fitness[kept], state.best_class[kept] = value[better], classes[every, place][better]
-        if self.stop == "label":
-            there = reached(asked, classes, rows)
-            place = fitness.masked_fill(~there, -torch.inf).argmax(1)
-            stops = there.any(1)
-        else:
-            stops = better & (value > self._needed(problem))
-        hits, place = stops.nonzero()[:, 0], place[stops]
-        if len(hits) == 0:
-            return
-        at, chosen = rows[hits], vectors[hits, place]
-        value, found = fitness[hits, place], classes[hits, place]
-        if asked is not problem:
-            value, found = self._judged(problem, canvas, state, chosen, at)
-            agreed = reached(problem, found, at) if self.stop == "label" else value > self._needed(problem)
-            hits, at, chosen, value, found = hits[agreed], at[agreed], chosen[agreed], value[agreed], found[agreed]
-        state.best[at], state.best_fitness[at], state.best_class[at] = chosen, value, found
-        state.confirmed[at] = True
-        state.leave(torch.zeros_like(stops).index_fill(0, hits, True))
+        model: Model,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        mask: Tensor | None = None,
+        seed: int | None = None,
+        clean_logits: Tensor | None = None,
+        progress: Progress | None = None,
+        state: EvolutionState | None = None,
+        checkpoint: Callable[[EvolutionState], None] | None = None,
+        checkpoint_every: int = 5,
+        stand_in: Model | None = None,
+    ) -> PixelRuns:
+        """Lower the probability of every image's label: :meth:`run`, but it can be stopped and go on.
 
-    def _judged(
-        self, problem: Problem, canvas: PixelCanvas, state: EvolutionState, vectors: Tensor, rows: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Fitness and class of one candidate an image ``(n, D)``, by the model itself."""
-        state.queries[rows] += 1
-        found = []
-        for part, of in zip(*(each.split(self._at_once(problem.images)) for each in (vectors, rows)), strict=True):
-            logits = self._logits(problem, canvas.written(*canvas.read(part[:, None], of), of))
-            found.append((log_odds(problem, logits, of).to(vectors.dtype), logits.argmax(1)))
-        values, classes = zip(*found, strict=True)
-        return torch.cat(values), torch.cat(classes)
-
-    def _needed(self, problem: Problem) -> float:
-        """The fitness at which an image stops."""
-        share = 1 - self.true_confidence if problem.targets is None else self.target_confidence
-        return math.log(share / (1 - share))
-
-    @property
-    def _course(self) -> str:
-        """What decides the course of an evolution, besides images, targets and seed."""
-        return repr(dataclasses.replace(self, generations=1, max_batch=None, seed=0))
-
-    def _keys(self, problem: Problem) -> Tensor:
-        """One image evolves towards each of its targets in its own way."""
-        return problem.keys if problem.targets is None else problem.keys + (problem.targets + 1) * (mix_seed(-2) | 1)
-
-    def _groups(self, count: int) -> Sequence[slice]:
-        size = max(1, _GROUP // self.population)
-        return [slice(start, start + size) for start in range(0, count, size)]
-
-    def _at_once(self, images: Tensor) -> int:
-        """Images in one forward pass."""
-        if self.max_batch is not None:
-            return self.max_batch
-        if images.device.type != "cpu":
-            return 4096
-        # where the layers' outputs outgrow the caches (and then the allocator) an image costs up to four times as much
-        return min(4096, max(8, 128 * 3072 // images[0].numel()))
-
-    def _asked(self, problem: Problem, search: Model | None) -> tuple[Problem, Problem]:
-        """The problem, and the same with the model that is searched on; both give logits whatever the model gives."""
-        asked = problem if search is None else dataclasses.replace(problem, model=search, _checked=False)
-        if self.outputs == "logits":
-            return problem, asked
-        made = of_probabilities(problem)
-        return made, made if search is None else of_probabilities(asked)
-
-    @staticmethod
-    @torch.no_grad()
-    def _logits(problem: Problem, images: Tensor) -> Tensor:
-        return problem.logits(images)
-
-    # -- every image towards every other class -------------------------------------------------------------------------
+        The arguments are those of :meth:`run_all_targets`.
+        """
+        _check_every(checkpoint_every)
+        searching = nullcontext(None) if stand_in is None else attacking(stand_in)
+        with attacking(model) as lent, searching as search:
+            problem = self._problem(lent, images, labels, None, mask, seed)
+            problem.clean_logits, problem.progress = clean_logits, progress
+            index = torch.arange(len(problem.images), device=problem.images.device)
+            evolution = Evolution(self, problem, search)
+            return self._go_on(evolution, index, state, checkpoint, checkpoint_every)
 
     def run_all_targets(
         self,
@@ -406,7 +181,7 @@ class OnePixel(Attack):
         checkpoint: Callable[[EvolutionState], None] | None = None,
         checkpoint_every: int = 5,
         stand_in: Model | None = None,
-    ) -> AllTargets:
+    ) -> PixelRuns:
         """Attack every image towards every class but its label, all pairs together: the study of the paper.
 
         A study that was killed goes on from its last checkpoint, to the same result as one that was not::
@@ -421,7 +196,7 @@ class OnePixel(Attack):
             images: clean images in [0, 1], float.
             labels: ``(N,)`` true classes.
             num_classes: K; there are N (K - 1) pairs, whose populations are in memory together: about 50 kB a pair with
-                400 candidates.
+                400 candidates, and an image.
             mask: as in :meth:`run`.
             seed: as in :meth:`run`.
             clean_logits: as in :meth:`run`.
@@ -432,10 +207,10 @@ class OnePixel(Attack):
             stand_in: a faster model to search on; a pair stops when ``model`` agrees, and ``model`` alone judges.
 
         Raises:
-            UserError: as :meth:`run`, for labels beyond ``num_classes``, and for a state of another study.
+            UserError: as :meth:`run`, for labels beyond ``num_classes``, for a state of another study, and for more
+                pairs than memory is likely to hold.
         """
-        if checkpoint_every < 1:
-            raise UserError(f"checkpoint_every={checkpoint_every}: at least one generation lies between checkpoints")
+        _check_every(checkpoint_every)
         searching = nullcontext(None) if stand_in is None else attacking(stand_in)
         with attacking(model) as lent, searching as search:
             single = self._problem(lent, images, labels, None, mask, seed)
@@ -444,28 +219,56 @@ class OnePixel(Attack):
                     f"num_classes={num_classes}: give the model's number of classes, two or more; the labels go up to "
                     f"{int(single.labels.max())}"
                 )
+            self._check_memory(single.images, num_classes)
             if clean_logits is None:
-                parts = single.images.split(self._at_once(single.images))
-                clean_logits = torch.cat([self._logits(single, part) for part in parts])
+                clean_logits = torch.cat([ask(single, part) for part in single.images.split(at_once(self, images))])
             single.clean_logits = clean_logits
             classes = torch.arange(num_classes, device=single.labels.device)
             index, target = (single.labels[:, None] != classes).nonzero().unbind(1)
             problem = dataclasses.replace(single.subset(index), targets=target, progress=progress)
-            state = self.start(problem, search=search) if state is None else state.to(index.device)
-            while state.generation < self.generations and len(state.rows):
-                self.advance(problem, state, checkpoint_every, search=search)
-                if checkpoint is not None:
-                    checkpoint(state)
-            outcome = self.outcome(problem, state)
+            return self._go_on(Evolution(self, problem, search), index, state, checkpoint, checkpoint_every)
+
+    def _go_on(
+        self,
+        evolution: Evolution,
+        index: Tensor,
+        state: EvolutionState | None,
+        checkpoint: Callable[[EvolutionState], None] | None,
+        every: int,
+    ) -> PixelRuns:
+        state = evolution.start() if state is None else state.to(index.device)
+        while state.generation < self.generations and len(state.rows):
+            evolution.advance(state, every)
+            if checkpoint is not None:
+                checkpoint(state)
+        outcome = evolution.outcome(state)
         assert outcome.success is not None
-        return AllTargets(
+        targets = evolution.problem.targets
+        return PixelRuns(
             index=index,
-            target=target,
+            target=torch.full_like(index, -1) if targets is None else targets,
             success=outcome.success,
             predicted=state.best_class,
-            confidence=state.best_fitness.sigmoid(),
+            goal_probability=(state.best_fitness if targets is not None else -state.best_fitness).sigmoid(),
             images=outcome.images,
             generations=outcome.iterations,
             queries=outcome.queries,
             changed=state.changed,
         )
+
+    def _check_memory(self, images: Tensor, num_classes: int) -> None:
+        """A thousand classes make a thousand copies of an image: better refused than killed hours later."""
+        dims = self.pixels * (2 + images.shape[1])
+        numbers = images[0].numel() + self.population * (dims + 12)
+        needed = len(images) * (num_classes - 1) * numbers * images.element_size()
+        if needed > _MOST:
+            raise UserError(
+                f"OnePixel: {len(images)} images towards {num_classes - 1} classes each need about "
+                f"{needed / 2**30:.0f} GiB: give {max(1, int(len(images) * _MOST / needed))} images or fewer at a time "
+                "(data.eval_batch_size), or attack without targets"
+            )
+
+
+def _check_every(checkpoint_every: int) -> None:
+    if checkpoint_every < 1:
+        raise UserError(f"checkpoint_every={checkpoint_every}: at least one generation lies between checkpoints")

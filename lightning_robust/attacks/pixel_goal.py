@@ -14,28 +14,28 @@ from lightning_robust.errors import UserError
 
 
 @dataclass(frozen=True)
-class AllTargets:
-    """What :meth:`OnePixel.run_all_targets` found, pair by pair, the pairs of an image in a row.
+class PixelRuns:
+    """What :class:`OnePixel` found run by run: an image each, or a pair of image and target, those of one in a row.
 
     Attributes:
         index: ``(M,)`` int64, which image.
-        target: ``(M,)`` int64, towards which class.
-        success: ``(M,)`` bool: the model takes the image for the target.
+        target: ``(M,)`` int64, towards which class; -1 where away from the label.
+        success: ``(M,)`` bool: the model takes the image for the target, or no longer for the label.
         predicted: ``(M,)`` int64: what the model takes it for.
-        confidence: ``(M,)`` the target's probability.
-        images: ``(M, C, H, W)`` with the fittest candidate of each pair, also where it fails.
+        goal_probability: ``(M,)`` of the target, or of the label.
+        images: ``(M, C, H, W)`` with the fittest candidate of each run, also where it fails.
         generations: ``(M,)`` int64 that were made.
-        queries: ``(M,)`` int64: points at which the model was asked; the clean image, asked about once for all of its
-            pairs, is not counted.
-        changed: ``(M,)`` bool: False where the model took the clean image for the target already (or the mask is
-            empty), so that nothing was searched.
+        queries: ``(M,)`` int64: points at which the model was asked; the clean image of several pairs, asked about
+            once for all of them, is not counted.
+        changed: ``(M,)`` bool: False where the goal was reached by the clean image already (or the mask is empty), so
+            that nothing was searched.
     """
 
     index: Tensor
     target: Tensor
     success: Tensor
     predicted: Tensor
-    confidence: Tensor
+    goal_probability: Tensor
     images: Tensor
     generations: Tensor
     queries: Tensor

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -14,6 +13,7 @@ from lightning_robust.attacks.base import Progress
 from lightning_robust.attacks.context import Model, attacking
 from lightning_robust.attacks.differential_evolution import EvolutionState
 from lightning_robust.attacks.one_pixel import OnePixel
+from lightning_robust.attacks.pixel_goal import PixelRuns
 
 
 @dataclass
@@ -164,6 +164,30 @@ def all_targets(attack: OnePixel, model: Model, images: Tensor, labels: Tensor, 
         checkpoint_every=course.every,
         stand_in=course.stand_in,
     )
+    return _taken_down(attack, images, labels, course, found, found.goal_probability)
+
+
+def without_target(attack: OnePixel, model: Model, images: Tensor, labels: Tensor, course: Course) -> Runs:
+    """Lower the probability of every image's true class; arguments as in :func:`all_targets`."""
+    found = attack.run_without_target(
+        model,
+        images,
+        labels,
+        clean_logits=course.logits,
+        progress=course.progress,
+        state=course.state,
+        checkpoint=course.checkpoint,
+        checkpoint_every=course.every,
+        stand_in=course.stand_in,
+    )
+    with torch.no_grad(), attacking(model) as lent:
+        probabilities = lent(found.images).softmax(1)
+    return _taken_down(attack, images, labels, course, found, probabilities.gather(1, found.predicted[:, None])[:, 0])
+
+
+def _taken_down(
+    attack: OnePixel, images: Tensor, labels: Tensor, course: Course, found: PixelRuns, confidence: Tensor
+) -> Runs:
     return Runs.of(
         clean=images,
         adversarial=found.images,
@@ -174,40 +198,9 @@ def all_targets(attack: OnePixel, model: Model, images: Tensor, labels: Tensor, 
         image=found.index,
         target=found.target,
         predicted=found.predicted,
-        confidence=found.confidence,
+        confidence=confidence,
         generations=found.generations,
         queries=found.queries,
-    )
-
-
-def without_target(attack: OnePixel, model: Model, images: Tensor, labels: Tensor, course: Course) -> Runs:
-    """Lower the probability of every image's true class; arguments as in :func:`all_targets`."""
-    with attacking(model) as lent, nullcontext() if course.stand_in is None else attacking(course.stand_in) as search:
-        problem = attack._problem(lent, images, labels, None, None, None)
-        problem.clean_logits, problem.progress = course.logits, course.progress
-        state = course.state
-        state = attack.start(problem, search=search) if state is None else state.to(images.device)
-        while state.generation < attack.generations and len(state.rows):
-            attack.advance(problem, state, course.every, search=search)
-            if course.checkpoint is not None:
-                course.checkpoint(state)
-        outcome = attack.outcome(problem, state)
-        with torch.no_grad():
-            probabilities = problem.logits(outcome.images).softmax(1)
-    predicted = state.best_class
-    return Runs.of(
-        clean=images,
-        adversarial=outcome.images,
-        pixels=attack.pixels,
-        number=course.number,
-        labels=labels,
-        clean_predicted=course.logits.argmax(1),
-        image=torch.arange(len(images), device=images.device),
-        target=torch.full_like(predicted, -1),
-        predicted=predicted,
-        confidence=probabilities.gather(1, predicted[:, None])[:, 0],
-        generations=outcome.iterations,
-        queries=outcome.queries,
     )
 
 

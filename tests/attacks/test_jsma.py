@@ -391,7 +391,7 @@ def test_what_is_at_its_end_or_outside_the_mask_stays() -> None:
 def test_the_threat_model() -> None:
     assert not JSMA().threat_model.bounded
     assert JSMA().threat_model.norm == "l0"
-    assert JSMA(max_features=112).threat_model.radius == 112
+    assert not JSMA(max_features=112).threat_model.bounded
     assert JSMA(max_features=112, eps=30).threat_model.radius == 30
     assert JSMA().budget(784) == 113  # in pairs: 112, the paper's
     assert JSMA(gamma=0.29).budget(100) == 29
@@ -589,3 +589,9 @@ def test_a_gradient_that_is_no_number() -> None:
 def test_one_class_is_too_few() -> None:
     with pytest.raises(UserError, match="one class"):
         JSMA()(lambda images: images.flatten(1).sum(1, keepdim=True), torch.rand(2, 1, 4, 4), torch.tensor([0, 0]))
+
+
+def test_more_features_than_pixels_may_change_where_a_pixel_has_several() -> None:
+    images, labels = torch.full((1, 3, 8, 8), 0.5), torch.tensor([0])
+    result = JSMA(max_features=100).run(Stubborn(), images, labels)  # of 64 pixels
+    assert int((result.images != images).sum()) == 100

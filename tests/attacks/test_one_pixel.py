@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from torch import Tensor, nn
 from lightning_robust.attacks import Attack, accelerate
 from lightning_robust.attacks.adaptive import EOT
 from lightning_robust.attacks.differential_evolution import EvolutionState, children
-from lightning_robust.attacks.one_pixel import AllTargets, OnePixel
+from lightning_robust.attacks.one_pixel import OnePixel
+from lightning_robust.attacks.one_pixel_evolution import Evolution
+from lightning_robust.attacks.pixel_goal import PixelRuns
 from lightning_robust.attacks.randomness import normal, uniform
 from lightning_robust.errors import UserError
 
@@ -424,7 +427,7 @@ def test_an_image_evolves_towards_each_target_in_its_own_way(digits: Trained) ->
     targets = (label + torch.arange(1, 3)) % 10
     attack = OnePixel(population=12, generations=1)
     problem = attack._problem(digits.model, image.expand(2, -1, -1, -1), label.expand(2), targets, None, None)
-    states = attack.start(problem)
+    states = Evolution(attack, problem).start()
     assert not torch.equal(states.vectors[0], states.vectors[1])
 
 
@@ -460,8 +463,11 @@ def test_bad_input(digits: Trained) -> None:
     for wrong in (1, int(labels.max())):
         with pytest.raises(UserError, match=f"num_classes={wrong}"):
             OnePixel().run_all_targets(model, images, labels, num_classes=wrong)
-    with pytest.raises(UserError, match="checkpoint_every=0"):
-        OnePixel().run_all_targets(model, images, labels, num_classes=10, checkpoint_every=0)
+    for run in (partial(OnePixel().run_all_targets, num_classes=10), OnePixel().run_without_target):
+        with pytest.raises(UserError, match="checkpoint_every=0"):
+            run(model, images, labels, checkpoint_every=0)
+    with pytest.raises(UserError, match="99999 classes each need about"):
+        OnePixel().run_all_targets(model, images, labels, num_classes=100_000)
 
 
 # -- going on, stand-ins, all targets --------------------------------------------------------------------------------
@@ -479,29 +485,30 @@ def same(ours: Any, theirs: Any) -> bool:
 def test_a_saved_evolution_goes_on_where_it_stopped(stop_after: int, digits: Trained, tmp_path: Path) -> None:
     attack = OnePixel(pixels=2, population=30, generations=8)
     problem = attack._problem(digits.model, digits.images[:12], digits.labels[:12], None, None, None)
-    whole = attack.start(problem)
-    attack.advance(problem, whole)
-    state = attack.start(problem)
-    attack.advance(problem, state, stop_after)
+    evolution = Evolution(attack, problem)
+    whole = evolution.start()
+    evolution.advance(whole)
+    state = evolution.start()
+    evolution.advance(state, stop_after)
     assert state.generation == stop_after
     torch.save(state.state_dict(), tmp_path / "state.pt")
     again = EvolutionState.from_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
-    attack.advance(problem, again)
+    evolution.advance(again)
     assert same(again, whole)
-    assert torch.equal(attack.outcome(problem, again).images, attack.perturb(problem).images)
+    assert torch.equal(evolution.outcome(again).images, attack.perturb(problem).images)
 
 
 def test_a_state_of_something_else_is_refused(digits: Trained) -> None:
     attack = OnePixel(**SMALL)
     problem = attack._problem(digits.model, digits.images[:4], digits.labels[:4], None, None, None)
-    state = attack.start(problem)
+    state = Evolution(attack, problem).start()
     with pytest.raises(UserError, match="other settings"):
-        attack.replace(f=0.6).advance(problem, state)
+        Evolution(OnePixel(**SMALL, f=0.6), problem).advance(state)
     other = attack._problem(digits.model, digits.images[1:5], digits.labels[1:5], None, None, None)
     with pytest.raises(UserError, match="other images"):
-        attack.advance(other, state)
+        Evolution(attack, other).advance(state)
     # more generations, and another split into forward passes, are the same evolution
-    attack.replace(generations=6, max_batch=7).advance(problem, state)
+    Evolution(OnePixel(**{**SMALL, "generations": 6, "max_batch": 7}), problem).advance(state)
     assert state.generation == 6
 
 
@@ -554,7 +561,7 @@ def test_all_targets_are_what_each_target_alone_gives(digits: Trained) -> None:
     found = attack.run_all_targets(
         model, images, labels, num_classes=10, progress=lambda done, total: told.append((done, total))
     )
-    assert isinstance(found, AllTargets)
+    assert isinstance(found, PixelRuns)
     assert told == [(done, 5) for done in range(1, 6)]
     assert len(found.index) == 6 * 9
     assert (found.target != labels[found.index]).all()
@@ -564,7 +571,7 @@ def test_all_targets_are_what_each_target_alone_gives(digits: Trained) -> None:
         assert success == bool(found.success[row])
         torch.testing.assert_close(found.images[row], image, rtol=0, atol=1e-9)
     probabilities = evaluate(model, found.images).softmax(1)
-    torch.testing.assert_close(found.confidence, probabilities.gather(1, found.target[:, None])[:, 0])
+    torch.testing.assert_close(found.goal_probability, probabilities.gather(1, found.target[:, None])[:, 0])
     assert torch.equal(found.predicted, probabilities.argmax(1))
     assert torch.equal(found.success, found.predicted == found.target)
     assert found.success.any()
@@ -644,3 +651,25 @@ def test_success_on_a_natural_network_is_not_below_torchattacks(real_data: Path)
     assert int(ours.success.sum()) >= theirs
     assert torch.equal(ours.success, ours.success_8bit)
     assert torch.equal(ours.success, evaluate(model, ours.images).argmax(1) != labels)
+
+
+def test_a_run_without_target_that_can_go_on_is_a_run(digits: Trained) -> None:
+    attack = OnePixel(pixels=2, population=20, generations=6, stop="label")
+    images, labels = digits.images[:10], digits.labels[:10]
+    plain = attack.run(digits.model, images, labels)
+    kept: list[dict[str, Any]] = []
+    found = attack.run_without_target(
+        digits.model, images, labels, checkpoint=lambda state: kept.append(state.state_dict()), checkpoint_every=2
+    )
+    again = attack.run_without_target(
+        digits.model, images, labels, state=EvolutionState.from_state_dict(kept[0]), checkpoint_every=2
+    )
+    assert same(found, again)
+    assert torch.equal(found.images, plain.images)
+    assert torch.equal(found.success, plain.success)
+    assert torch.equal(found.queries, plain.queries)
+    assert found.success.any()
+    assert (found.target == -1).all()
+    logits = evaluate(digits.model, found.images)
+    assert torch.equal(found.success, logits.argmax(1) != labels)
+    torch.testing.assert_close(found.goal_probability, logits.softmax(1).gather(1, labels[:, None])[:, 0])

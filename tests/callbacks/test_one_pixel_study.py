@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lightning_robust.attacks import PGD
 from lightning_robust.attacks.one_pixel import OnePixel
+from lightning_robust.attacks.one_pixel_evolution import Evolution
 from lightning_robust.callbacks.one_pixel_report import print_rates, published
 from lightning_robust.callbacks.one_pixel_runs import Runs
 from lightning_robust.callbacks.one_pixel_study import OnePixelStudy
@@ -199,16 +200,16 @@ class Killed(Exception):
 def advances(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Counts the generations that are made; raises when ``until`` of them are."""
     told: dict[str, Any] = {"made": 0, "until": math.inf}
-    original = OnePixel.advance
+    original = Evolution.advance
 
-    def advance(self: OnePixel, problem: Any, state: Any, generations: Any = None, **more: Any) -> None:
+    def advance(self: Evolution, state: Any, generations: Any = None) -> None:
         if told["made"] >= told["until"]:
             raise Killed
         before = state.generation
-        original(self, problem, state, generations, **more)
+        original(self, state, generations)
         told["made"] += state.generation - before
 
-    monkeypatch.setattr(OnePixel, "advance", advance)
+    monkeypatch.setattr(Evolution, "advance", advance)
     return told
 
 
