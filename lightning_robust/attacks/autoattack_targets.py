@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from lightning_robust.attacks.apgd import APGD
 from lightning_robust.attacks.autoattack_checks import Watched

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,22 +14,8 @@ from lightning_robust.attacks.saliency import best_pairs, best_sums
 from lightning_robust.attacks.threat_model import parse_number
 from lightning_robust.errors import UserError
 
-
-class Settings(Protocol):
-    """What a search reads of :class:`~lightning_robust.attacks.jsma.JSMA`, where each is explained."""
-
-    @property
-    def theta(self) -> float | str: ...
-    @property
-    def target(self) -> str: ...
-    @property
-    def output(self) -> str: ...
-    @property
-    def temperature(self) -> float: ...
-    @property
-    def saturation(self) -> float: ...
-    @property
-    def eps(self) -> float | str | None: ...
+if TYPE_CHECKING:  # which imports this file
+    from lightning_robust.attacks.jsma import JSMA
 
 
 class SaliencySearch:
@@ -47,7 +33,7 @@ class SaliencySearch:
         aims: ``(N, attempts)`` int64, the classes to go for; ``None`` before the clean logits are known.
     """
 
-    def __init__(self, attack: Settings, budget: int, problem: Problem) -> None:
+    def __init__(self, attack: JSMA, budget: int, problem: Problem) -> None:
         self.attack, self.problem = attack, problem
         self.clean = problem.images.flatten(1)
         self.best = self.clean.clone()

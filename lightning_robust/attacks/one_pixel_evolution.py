@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -18,40 +18,10 @@ from lightning_robust.attacks.pixel_goal import log_odds, of_probabilities, reac
 from lightning_robust.attacks.randomness import mix_seed, normal, uniform
 from lightning_robust.errors import UserError
 
+if TYPE_CHECKING:  # which imports this file
+    from lightning_robust.attacks.one_pixel import OnePixel
+
 _GROUP = 1 << 14  # candidates whose random numbers and fingerprints are made at once: some megabytes
-
-
-class Settings(Protocol):
-    """What an evolution reads of :class:`~lightning_robust.attacks.one_pixel.OnePixel`, where each is explained."""
-
-    @property
-    def pixels(self) -> int: ...
-    @property
-    def population(self) -> int: ...
-    @property
-    def generations(self) -> int: ...
-    @property
-    def f(self) -> float: ...
-    @property
-    def strategy(self) -> str: ...
-    @property
-    def crossover(self) -> float: ...
-    @property
-    def bounds(self) -> str: ...
-    @property
-    def eight_bit(self) -> bool: ...
-    @property
-    def stop(self) -> str: ...
-    @property
-    def target_confidence(self) -> float: ...
-    @property
-    def true_confidence(self) -> float: ...
-    @property
-    def outputs(self) -> str: ...
-    @property
-    def max_batch(self) -> int | None: ...
-    @property
-    def course(self) -> str: ...
 
 
 class Evolution:
@@ -63,7 +33,7 @@ class Evolution:
         search: a faster model that is asked in place of ``problem.model``, which then only confirms.
     """
 
-    def __init__(self, settings: Settings, problem: Problem, search: Model | None = None) -> None:
+    def __init__(self, settings: OnePixel, problem: Problem, search: Model | None = None) -> None:
         self.settings = settings
         self.problem, self.asked = problem, problem
         if search is not None:
@@ -140,9 +110,7 @@ class Evolution:
         """
         settings = self.settings
         if state.settings != settings.course:
-            raise UserError(
-                f"this evolution was started with other settings: {state.settings}, not {settings.course}"
-            )
+            raise UserError(f"this evolution was started with other settings: {state.settings}, not {settings.course}")
         if not torch.equal(state.keys, self.keys):
             raise UserError("this evolution was started with other images, targets or another seed: start a new one")
         last = settings.generations
@@ -280,7 +248,7 @@ class Evolution:
         return [slice(start, start + size) for start in range(0, count, size)]
 
 
-def at_once(settings: Settings, images: Tensor) -> int:
+def at_once(settings: OnePixel, images: Tensor) -> int:
     """Images in one forward pass."""
     if settings.max_batch is not None:
         return settings.max_batch
