@@ -24,6 +24,8 @@ from lightning_robust.attacks.randomness import mix_seed
 from lightning_robust.attacks.threat_model import ThreatModel
 from lightning_robust.errors import UserError
 
+_VERDICT = 1  # tells the seed of the verdict from those of the search
+
 
 @runtime_checkable
 class Randomized(Protocol):
@@ -44,6 +46,10 @@ class _Around(Attack):
     def threat_model(self) -> ThreatModel:
         """That of the inner attack."""
 
+    def to_the_end(self) -> Attack:
+        """The same around an inner attack that does not stop."""
+        return self.replace(attack=self.attack.to_the_end())
+
     def replace(self, **changes: Any) -> Attack:
         """A copy with other settings; what is no setting of this class is one of the inner attack's."""
         own = {field.name for field in dataclasses.fields(self)}  # type: ignore[arg-type]
@@ -58,15 +64,20 @@ class _Around(Attack):
 class EOT(_Around):
     """Expectation over transformation (Athalye et al., arXiv 1707.07397 and 1802.00420) around any gradient attack.
 
-    At every step loss and gradient are averaged over draws of the model's randomness, and an image counts as fooled
-    during the search when the mean probabilities are. A defense that says what its randomness is (a method
-    ``draws(samples)``, see :class:`Randomized`) is averaged over just that, exactly where it has few outcomes; any
-    other model is called ``samples`` times. What it found is judged on the model as it is, by one call.
+    At every step loss and gradient are averaged over draws of the model's randomness. A defense that says what its
+    randomness is (a method ``draws(samples)``, see :class:`Randomized`) is averaged over just that, exactly where it
+    has few outcomes; any other model is called ``samples`` times. Images that the mean probabilities get wrong to begin
+    with come back unchanged. The others are attacked to the last step, whatever ``stop_at_success`` says of the inner
+    attack: an image just past the boundary of the mean fools only half of the draws. What was found is judged on the
+    model as it is, by one call.
+
+    A model that draws from torch's generator does so for a batch at a time: for such a model the result depends on the
+    batch, and is the same for the same batch and seed.
 
     Args:
         attack: what runs; an attack on gradients (PGD, APGD, CW, DeepFool, JSMA, …).
-        samples: draws at each step; 30 in the published breaks (``papers`` G.2), 20 in AutoAttack's ``rand``.
-        seed: of torch's global generator while the attack runs, which is put back afterwards.
+        samples: draws at each step; 30 in the published breaks (arXiv 1802.00420), 20 in AutoAttack's ``rand``.
+        seed: of torch's global generator while the attack runs and is judged, which is put back afterwards.
 
     Example:
         >>> from lightning_robust.attacks import PGD
@@ -89,7 +100,9 @@ class EOT(_Around):
 
     def run(self, *args: Any, stand_in: Model | None = None, **options: Any) -> AttackResult:
         """As :meth:`Attack.run`; ``stand_in`` is not used, since a copy would draw other random numbers."""
-        return super().run(*args, **options)
+        with torch.random.fork_rng():  # for the verdict: on every device
+            torch.manual_seed(mix_seed(self.seed, _VERDICT) % 2**63)
+            return super().run(*args, **options)
 
     def perturb(self, problem: Problem) -> Outcome:
         """Run the inner attack on the average."""
@@ -103,10 +116,18 @@ class EOT(_Around):
         device = problem.images.device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(mix_seed(self.seed, int(problem.keys.sum())) % 2**63)
-            outcome = self.attack.perturb(dataclasses.replace(problem, draws=draws))
-            outcome.queries *= len(draws())
-        outcome.success = None  # for the model as it is to say
-        return outcome
+            averaged = dataclasses.replace(problem, draws=draws, clean_logits=None)
+            with torch.no_grad():
+                averaged.clean_logits = averaged.logits(problem.images)
+            rows = (~problem.fooled(averaged.clean_logits)).nonzero()[:, 0]
+            images = problem.images.clone()
+            iterations = torch.zeros_like(problem.labels)
+            queries = torch.ones_like(problem.labels)
+            if len(rows):
+                found = self.attack.to_the_end().perturb(averaged.subset(rows))
+                images[rows], iterations[rows] = found.images, found.iterations
+                queries[rows] += found.queries
+        return Outcome(images, iterations, queries * len(draws()))  # success is for the model as it is to say
 
 
 class BPDA(nn.Module):
@@ -174,6 +195,9 @@ class Temperature(nn.Module):
 class Transfer(_Around):
     """Adversarial images of a surrogate model, tried on the model under test, which is not asked during the search.
 
+    The inner attack goes on to its last step, whatever its ``stop_at_success`` says: an image just past the boundary of
+    the surrogate is unlikely to be past that of another model.
+
     Args:
         attack: what runs against the surrogate.
         surrogate: images in [0, 1] to logits of the same classes; its modes and gradients are left as they are.
@@ -208,6 +232,6 @@ class Transfer(_Around):
         if len(rows):
             with attacking(self.surrogate) as lent:
                 part = dataclasses.replace(problem.subset(rows), model=lent, clean_logits=None, _checked=False)
-                found = self.attack.perturb(part)
+                found = self.attack.to_the_end().perturb(part)
             images[rows], iterations[rows] = found.images, found.iterations
         return Outcome(images, iterations, queries)

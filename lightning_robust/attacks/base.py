@@ -125,7 +125,9 @@ class Problem:
         )
 
     def logits(self, images: Tensor) -> Tensor:
-        """Logits of some images, gradients as the surrounding context says; the first answer is checked.
+        """Logits of some images, gradients as the surrounding context says.
+
+        The first answer's shape and classes are checked, and every answer for NaN.
 
         Of a model with :attr:`draws`: the logarithm of its mean probabilities over them.
         """
@@ -140,6 +142,13 @@ class Problem:
             check_logits(logits, images, self.labels, self.targets)
             if self.wants_logits:
                 warn_of_probabilities(logits)
+        elif _holds_nan(logits):  # whose argmax is some class, which would count as fooled
+            count = int(logits.isnan().any(1).sum())
+            raise UserError(
+                f"the model gave NaN for {count} of {len(images)} attacked images: its weights are broken, or it "
+                "cannot take what an image in [0, 1] may hold",
+                non_finite=True,
+            )
         # a loss in half precision would tie where logits differ
         return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
@@ -249,7 +258,18 @@ def _gradient(values: Tensor, images: Tensor, keep: bool = False) -> Tensor:
             "the model's output does not depend on its input through differentiable operations: a gradient "
             "attack cannot see through it; use a black-box attack or give the model a differentiable stand-in"
         )
+    if _holds_nan(found):  # whose sign is 0: an image that stays where it is would seem robust
+        count = int(found.flatten(1).isnan().any(1).sum())
+        raise UserError(
+            f"the model's gradient is NaN at {count} of {len(found)} attacked images: no step can be made along it",
+            non_finite=True,
+        )
     return found
+
+
+def _holds_nan(values: Tensor) -> bool:
+    # of the sum first, which costs a tenth of a look at each value
+    return math.isnan(float(values.detach().sum())) and bool(values.isnan().any())
 
 
 def _expected(logits: Sequence[Tensor]) -> Tensor:
@@ -280,6 +300,12 @@ class Attack(ABC):
     @abstractmethod
     def threat_model(self) -> ThreatModel:
         """Norm and budget that the result keeps to."""
+
+    def to_the_end(self) -> Attack:
+        """The same attack, which does not stop at success where it could be told not to."""
+        if any(setting.name == "stop_at_success" for setting in dataclasses.fields(self)):  # type: ignore[arg-type]
+            return self.replace(stop_at_success=False)
+        return self
 
     @abstractmethod
     def perturb(self, problem: Problem) -> Outcome:
@@ -406,6 +432,7 @@ class Attack(ABC):
         labels = _classes(labels, len(images), "labels", images.device)
         if targets is not None:
             targets = _classes(targets, len(images), "targets", images.device)
+            check_targets(targets, labels)
         return Problem(
             model=model,
             images=images,
@@ -496,6 +523,18 @@ def _classes(values: Tensor, count: int, name: str, device: torch.device) -> Ten
     if int(values.min()) < 0:
         raise UserError(f"{name} hold {int(values.min())}: classes are numbered from 0")
     return values
+
+
+def check_targets(targets: Tensor, labels: Tensor) -> None:
+    """Refuse targets that are the labels: they would count as reached at no cost.
+
+    Raises:
+        UserError: naming the images.
+    """
+    same = (targets == labels).nonzero()[:, 0].tolist()
+    if same:
+        named = ", ".join(str(row) for row in same[:5]) + (", …" if len(same) > 5 else "")
+        raise UserError(f"the targets of the images {named} are their labels: choose other classes")
 
 
 def expand_mask(mask: Tensor, images: Tensor) -> Tensor:

@@ -52,8 +52,10 @@ class PGDAdversarial(Objective):
         attack = PGD(eps="8/255", step_size="2/255", steps=10) if self.attack is None else self.attack
         if not isinstance(attack, Attack):
             raise UserError(f"PGDAdversarial: attack={attack!r} is not an attack: give one such as PGD()")
-        if any(setting.name == "stop_at_success" for setting in dataclasses.fields(attack)):  # type: ignore[arg-type]
-            attack = attack.replace(stop_at_success=self.stop_at_success)
+        if not self.stop_at_success:
+            attack = attack.to_the_end()
+        elif any(setting.name == "stop_at_success" for setting in dataclasses.fields(attack)):  # type: ignore[arg-type]
+            attack = attack.replace(stop_at_success=True)
         object.__setattr__(self, "attack", attack)
 
     def loss(self, model: Model, images: Tensor, labels: Tensor, perturbed: Perturbed) -> ObjectiveOutput:

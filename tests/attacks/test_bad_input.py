@@ -10,7 +10,24 @@ import torch
 from conformance import CLASSES, make_batch, make_model
 from torch import Tensor, nn
 
-from lightning_robust.attacks import APGD, FGSM, PGD, Attack, External
+from lightning_robust.attacks import (
+    APGD,
+    CW,
+    EOT,
+    FAB,
+    FGSM,
+    JSMA,
+    KLPGD,
+    PGD,
+    Attack,
+    AutoAttack,
+    DeepFool,
+    External,
+    OnePixel,
+    OptMargin,
+    RandomNoise,
+    Square,
+)
 from lightning_robust.errors import UserError
 
 
@@ -223,21 +240,97 @@ def test_too_few_classes_for_dlr(attack: Attack, classes: int, message: str) -> 
         attack(model, images, model(images).argmax(1))
 
 
-def test_a_gradient_that_is_not_finite_is_named() -> None:
-    """The root of zero has an infinite slope: what comes back would be NaN pixels."""
+class Net(nn.Module):
+    """Three logits of three pixels; subclasses break them."""
 
-    class Root(nn.Module):
-        def forward(self, images: Tensor) -> Tensor:
-            return (images.flatten(1)[:, :3] * 0).sqrt() + images.flatten(1)[:, :3]
+    def forward(self, images: Tensor) -> Tensor:
+        pixels = images.flatten(1)[:, :3]
+        return 9 * pixels - 4 * pixels.sum(1, keepdim=True)
 
+
+class NaNGradient(Net):
+    """Finite logits, but of a third of the images a gradient of NaN: 0 · ∞ at the root of zero."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        broken = torch.arange(len(images)) % 3 == 0
+        root = torch.where(broken[:, None], images.flatten(1)[:, :3] * 0, torch.ones(1)).sqrt()
+        return super().forward(images) + root
+
+
+class NaNOnTheWay(Net):
+    """NaN as soon as a pixel is white, or has left the grid of 1/8 that the images are on."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        off = ((images * 8 != (images * 8).round()) | (images == 1)).flatten(1).any(1)
+        return super().forward(images).masked_fill(off[:, None], torch.nan)
+
+
+def three_classes() -> tuple[Tensor, Tensor]:
+    images = (torch.rand(6, 3, 4, 4, generator=torch.Generator().manual_seed(0)) * 4 + 2).round() / 8
+    images.flatten(1)[:, 0] = 0.875  # class 0, and not on the edge of the box
+    images.flatten(1)[:, 1:3] = 0.5
+    return images, torch.zeros(6, dtype=torch.int64)
+
+
+GRADIENT = [
+    FGSM(eps=0.1),
+    *(PGD(norm=norm, eps=eps, steps=5) for norm, eps in (("linf", 0.1), ("l2", 0.5), ("l1", 2))),
+    PGD(eps=0.1, random_start=False),
+    PGD(eps=0.1, stop_at_success=False),
+    *(APGD(norm=norm, eps=eps, steps=5) for norm, eps in (("linf", 0.1), ("l2", 0.5), ("l1", 2))),
+    KLPGD(eps=0.1, steps=3),
+    CW(steps=10, binary_search_steps=1),
+    CW(norm="linf", steps=10),
+    CW(norm="l0", steps=10),
+    OptMargin(steps=10, binary_search_steps=1),
+    DeepFool(),
+    DeepFool(norm="linf"),
+    *(FAB(norm=norm, steps=5) for norm in ("linf", "l2", "l1")),
+    JSMA(max_features=4),
+    EOT(attack=PGD(eps=0.1, steps=3), samples=2),
+]
+
+
+@pytest.mark.parametrize("attack", GRADIENT, ids=lambda attack: f"{type(attack).__name__}-{attack.threat_model.norm}")
+def test_a_gradient_of_nan_is_no_robustness(attack: Attack) -> None:
+    """Its sign is 0: the image would stay where it is and count as robust."""
+    images, labels = three_classes()
     with pytest.raises(UserError, match="gradient is NaN"):
-        PGD(norm="l2", eps=0.5, stop_at_success=False)(Root(), torch.rand(2, 3, 2, 2), torch.tensor([0, 1]))
+        attack(NaNGradient(), images, labels)
+
+
+BLIND = [
+    Square(eps=0.1, queries=20),
+    RandomNoise(eps=0.1, draws=10),
+    OnePixel(population=8, generations=2),
+    AutoAttack(eps=0.1),
+]
+
+
+@pytest.mark.parametrize(
+    "attack", [*GRADIENT, *BLIND], ids=lambda attack: f"{type(attack).__name__}-{attack.threat_model.norm}"
+)
+def test_logits_of_nan_are_no_success(attack: Attack) -> None:
+    """The argmax of NaN is some class: the image would count as fooled."""
+    images, labels = three_classes()
+    with pytest.raises(UserError, match="NaN"):
+        attack.run(NaNOnTheWay(), images, labels)
+
+
+@pytest.mark.parametrize(
+    "attack", [*GRADIENT, *BLIND], ids=lambda attack: f"{type(attack).__name__}-{attack.threat_model.norm}"
+)
+def test_a_target_that_is_the_label_is_refused(attack: Attack) -> None:
+    images, labels = three_classes()
+    targets = torch.tensor([1, 0, 2, 1, 0, 2])
+    with pytest.raises(UserError, match="targets of the images 1, 4 are their labels"):
+        attack.run(Net(), images, labels, targets=targets)
 
 
 def test_external() -> None:
     images, labels = make_batch(make_model())
     with pytest.raises(UserError, match="give the targets to the other library"):
-        External(function=lambda model, x, y: x)(make_model(), images, labels, targets=labels)
+        External(function=lambda model, x, y: x)(make_model(), images, labels, targets=(labels + 1) % CLASSES)
     with pytest.raises(UserError, match=r"gave shape \(6, 3, 8, 4\)"):
         External(function=lambda model, x, y: x[..., :4])(make_model(), images, labels)
     with pytest.raises(UserError, match="eps=8"):
