@@ -52,7 +52,7 @@ class AutoAttack(Attack):
     """AutoAttack: the worst case, image by image, over attacks that fail in different ways.
 
     Each attack runs on the images that withstood those before it. The versions and their constants are the official
-    ones:
+    ones, but that in L1 the official APGD spends its first steps in balls of 3ε and 2ε:
 
     * "standard": ``apgd-ce``, ``apgd-t`` (targeted DLR loss, the 9 most likely classes), ``fab-t`` (9 classes) and
       ``square`` (5,000 queries). In L1 ``apgd-ce`` has 5 restarts and ``apgd-t`` 5 classes.

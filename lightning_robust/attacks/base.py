@@ -458,7 +458,8 @@ def check_images(images: Tensor) -> None:
     if images.dtype in (torch.float16, torch.bfloat16):
         raise UserError(
             f"images of type {images.dtype}: half precision cannot hold a budget such as 8/255; give float32 images, "
-            "and let the model run in half precision under autocast or with accelerate(model, dtype=torch.bfloat16)"
+            "and let the model run in half precision under autocast (trainer.precision=bf16-mixed and not bf16-true) "
+            "or with accelerate(model, dtype=torch.bfloat16)"
         )
     low, high = (float(value) for value in torch.aminmax(images.detach()))
     if not (low >= 0 and high <= 1):  # written so that NaN is caught

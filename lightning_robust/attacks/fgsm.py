@@ -22,7 +22,7 @@ class FGSM(PGD):
         step_size: length of a step; default eps / steps.
         random_start: start at a random point of the ball.
         restarts: independent random starts.
-        loss: "ce", "margin" or "dlr".
+        loss: "ce", "ce_scaled", "margin" or "dlr".
         stop_at_success: images that are misclassified to begin with are returned unchanged, fooled ones leave.
         seed: of the random start.
     """

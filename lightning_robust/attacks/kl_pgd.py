@@ -28,7 +28,7 @@ class NormalStartPGD(PGD):
         sigma: standard deviation of the start, in pixel units; the start is brought into ball and box.
         random_start: always True: the start is what this class is about.
         restarts: always 1: the starts lie too near to each other for more.
-        loss: "ce", "margin" or "dlr".
+        loss: "ce", "ce_scaled", "margin" or "dlr".
         stop_at_success: images that are misclassified to begin with are returned unchanged, fooled ones leave.
         seed: of the random start.
 

@@ -260,7 +260,7 @@ class OnePixelStudy(Measurement):
             publish_table(trainer, f"{self.name}_classes_reached", stage, counts)
             figure = classes_reached(histograms, title=f"How many classes an image can be driven to ({stage})")
             publish_figure(trainer, f"{self.name}_classes_reached", stage, figure)
-        rows += published(module)
+        rows += published(module, class_names(trainer, module))
         publish_table(trainer, self.name, stage, rows)
         if trainer.is_global_zero:
             self._report = stage, rows

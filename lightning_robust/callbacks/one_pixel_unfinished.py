@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import pickle
 import re
+import warnings
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -36,17 +37,22 @@ class Unfinished:
     def load(self, key: str) -> Runs | EvolutionState | None:
         """The results of a finished batch, the state of one that was under way, or ``None``.
 
-        A file that cannot be read counts as none: its batch is attacked anew.
+        A file that cannot be read counts as none, with a warning: its batch is attacked anew.
         """
         path = self.folder / f"{key}.pt"
         if not path.is_file():
             return None
         self._used.add(path)
         # Lightning tests in inference mode, whose tensors the attack could not go on with in place
-        with contextlib.suppress(*_UNREADABLE), torch.inference_mode(False):
-            saved = torch.load(path, map_location="cpu", weights_only=True)
-            return Runs(**saved["runs"]) if "runs" in saved else EvolutionState.from_state_dict(saved["state"])
-        return None
+        try:
+            with torch.inference_mode(False):
+                saved = torch.load(path, map_location="cpu", weights_only=True)
+                return Runs(**saved["runs"]) if "runs" in saved else EvolutionState.from_state_dict(saved["state"])
+        except _UNREADABLE as error:
+            warnings.warn(
+                f"{path} cannot be read, its batch is attacked anew: {str(error).splitlines()[0]}", stacklevel=2
+            )
+            return None
 
     def save(self, key: str, found: Runs | EvolutionState) -> None:
         """Write results or a state, in place of what there was."""

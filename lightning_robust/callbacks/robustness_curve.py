@@ -52,8 +52,11 @@ class RobustnessCurve(Measurement):
         attack = PGD(steps=20) if attack is None else attack
         if getattr(attack, "step_size", None) is not None:
             raise UserError("RobustnessCurve: leave the attack's step_size out: it has to follow ε")
+        if not hasattr(attack, "eps"):
+            raise UserError(f"RobustnessCurve: {type(attack).__name__} has no budget eps to vary: give one such as PGD")
         self.eps = sorted({parse_number(value) for value in eps})
-        self.attacks = {value: attack.replace(eps=value) for value in self.eps}
+        self.attacks = {value: attack.replace(eps=value) for value in self.eps if value > 0}  # at 0 there is no attack
+        self.norm = attack.threat_model.norm
         self.name, self.acceleration = name, acceleration
 
     @property
@@ -73,14 +76,21 @@ class RobustnessCurve(Measurement):
 
     def measure(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Batch, index: int) -> None:
         """Attack a batch at each budget."""
+        # hooks of callbacks run outside autocast, but a user may have entered it
+        with torch.autocast(module.device.type, enabled=False):
+            self._attack(module, batch)
+        if self._progress:
+            self._progress.done()
+
+    def _attack(self, module: pl.LightningModule, batch: Batch) -> None:
         images, labels = batch.images.to(module.dtype), batch.labels
         with torch.no_grad():
             logits = module(images)
         clean = logits.argmax(1) == labels
-        for value, attack in self.attacks.items():
+        for value in self.eps:
             robust = clean
             if value > 0:
-                result = attack.run(
+                result = self.attacks[value].run(
                     module,
                     images,
                     labels,
@@ -91,8 +101,6 @@ class RobustnessCurve(Measurement):
                 )
                 robust = clean & ~result.success
             self._metrics[value].update(labels, clean, robust)
-        if self._progress:
-            self._progress.done()
 
     def publish(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
         """Log, write and draw."""
@@ -101,11 +109,10 @@ class RobustnessCurve(Measurement):
         rows = [{"eps": value, "eps_times_255": value * 255, "robust_acc": float(acc)} for value, acc in robust.items()]
         publish_table(trainer, f"robust_accuracy_curve_{self.name}", stage, rows)
         if trainer.is_global_zero:
-            norm = self.attacks[self.eps[0]].threat_model.norm
             figure = curve(
                 self.eps,
                 {self.name: [float(acc) for acc in robust.values()]},
-                xlabel=f"ε ({norm}, pixel units of [0, 1])",
+                xlabel=f"ε ({self.norm}, pixel units of [0, 1])",
                 ylabel="robust accuracy",
                 title=f"Robust accuracy against the budget ({stage})",
             )

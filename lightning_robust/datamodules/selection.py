@@ -88,8 +88,9 @@ def keep_classes(labels: Rows, classes: Sequence[int]) -> tuple[Rows, Rows]:
 def balanced_limit(labels: Rows, limit: int, seed: int) -> Rows:
     """Choose at most ``limit`` images with as equal a number per class as there is.
 
-    Classes are dealt from in turn, so that a smaller limit chooses a subset of what a larger one chooses, and a class
-    with too few images leaves its places to the others.
+    Classes are dealt from in turn, in an order that the seed decides, so that a smaller limit chooses a subset of what a
+    larger one chooses (one below the number of classes: some classes of all), and a class with too few images leaves
+    its places to the others.
 
     Args:
         labels: Class numbers, int64 (N,).
@@ -99,5 +100,6 @@ def balanced_limit(labels: Rows, limit: int, seed: int) -> Rows:
     Returns:
         The rows chosen in ascending order.
     """
-    dealt = np.lexsort((labels, _rank_in_class(labels, seed, _LIMIT)))
+    turn = np.random.default_rng([seed, _LIMIT]).permutation(int(labels.max(initial=0)) + 1)
+    dealt = np.lexsort((turn[labels], _rank_in_class(labels, seed, _LIMIT)))
     return np.sort(dealt[:limit])

@@ -450,7 +450,7 @@ def test_on_published_networks_l2_is_no_larger_than_foolboxs(
     found = theirs(foolbox.PyTorchModel(model, bounds=(0, 1)), images, labels, epsilons=None)[1]
     reached = evaluate(model, found).argmax(1) != labels
     result = CW(**settings).run(model, images, labels)
-    assert result.success.double().mean() >= reached.double().mean()
+    assert result.success[reached].all()  # so that the mean norm is over the same images, none of them unchanged
     size = (found - images).flatten(1).norm(dim=1)
     assert float(result.norms["l2"][reached].mean()) <= 1.02 * float(size[reached].mean())
 

@@ -14,7 +14,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import EMAWeightAveraging
 
-from lightning_robust.attacks import APGD, FGSM, PGD, Attack, ThreatModel
+from lightning_robust.attacks import APGD, FGSM, PGD, Attack, OnePixel, ThreatModel
 from lightning_robust.attacks.base import Outcome, Problem
 from lightning_robust.callbacks import AdversarialAccuracy, InputGradientMap, RobustnessCurve
 from lightning_robust.callbacks.measurement import budget
@@ -265,6 +265,7 @@ def test_the_budget_in_a_title(attack: Attack, text: str) -> None:
         (lambda: RobustnessCurve([]), "at least one ε"),
         (lambda: RobustnessCurve([8]), r"8/255"),
         (lambda: RobustnessCurve([0.1], attack=PGD(step_size=0.1)), "leave the attack's step_size out"),
+        (lambda: RobustnessCurve([0, 0.1], attack=OnePixel()), "OnePixel has no budget eps to vary"),
     ],
 )
 def test_bad_settings(make: Callable[[], Any], message: str) -> None:

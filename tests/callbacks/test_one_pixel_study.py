@@ -341,12 +341,15 @@ def test_runs_give_back_the_images_that_they_were_made_of() -> None:
 
 def test_the_papers_rates_stand_beside_images_like_its_own(model: Make, capsys: pytest.CaptureFixture[str]) -> None:
     module = model()
-    assert published(module) == []
+    numbers = [str(number) for number in range(10)]
+    assert published(module, numbers) == []
     module.image_shape = (3, 32, 32)
-    (cifar,) = published(module)
+    assert published(module, [f"digit {number}" for number in range(10)]) == []  # SVHN's, say
+    (cifar,) = published(module, numbers)
+    assert [cifar] == published(module, ["airplane", "frog"])
     assert (cifar["success_rate_nontargeted"], cifar["confidence"]) == (0.6797, 0.7403)
     module.image_shape, module.num_classes = (3, 227, 227), 1000
-    (imagenet,) = published(module)
+    (imagenet,) = published(module, numbers)
     assert (imagenet["success_rate_nontargeted"], imagenet["confidence"]) == (0.1604, 0.2291)
     print_rates("test", [{"attack": "pixels1", "pixels": 1, "images": 3, "success_rate_targeted": 0.5}, cifar])
     said = capsys.readouterr().out

@@ -68,3 +68,11 @@ def test_a_smaller_limit_chooses_a_subset() -> None:
     labels = np.random.default_rng(0).integers(0, 5, 200)
     small, large = (set(balanced_limit(labels, n, 3).tolist()) for n in (20, 90))
     assert small < large
+
+
+def test_a_limit_below_the_number_of_classes_is_not_of_the_first_classes() -> None:
+    labels = np.repeat(np.arange(100), 3)
+    chosen = labels[balanced_limit(labels, 60, seed=0)]
+    assert len(set(chosen)) == 60
+    assert chosen.max() >= 90
+    assert set(chosen) != set(labels[balanced_limit(labels, 60, seed=1)])
