@@ -34,8 +34,9 @@ class APGD(Attack):
         norm: norm of the budget.
         steps: gradient steps of each run.
         restarts: independent random starts; an image is fooled if one of them fools it.
-        loss: "ce" (cross-entropy), "ce_scaled" (of logits brought to one scale), "margin", "dlr" (scale invariant, 3 classes or more), "dlr_targeted" (4 classes or more: one
-            run for each of the ``n_targets`` most likely other classes), or "margin".
+        loss: "ce" (cross-entropy), "ce_scaled" (of logits brought to one scale), "margin", "dlr" (scale invariant, 3
+            classes or more) or "dlr_targeted" (4 classes or more: one run for each of the ``n_targets`` most likely
+            other classes).
         n_targets: target classes of "dlr_targeted".
         random_start: start at a random point of the ball (True) or at the clean image (False).
         rho: share of raising steps under which the step is halved.

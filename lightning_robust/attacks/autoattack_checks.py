@@ -118,8 +118,8 @@ def warn_if_square_wins(fooled_by: Tensor, attacks: Sequence[Attack]) -> None:
     # of a single image nothing is said: in a batch of a few hundred it is more than that share
     if alone > max(1, _SQUARE * len(fooled_by)):
         _warn(
-            f"Square, which sees no gradient, fooled {alone} of {len(fooled_by)} images after the other attacks had failed: "
-            "that hints at masked gradients; run Square with more queries and restarts, or an adaptive attack"
+            f"Square, which sees no gradient, fooled {alone} of {len(fooled_by)} images after the other attacks had "
+            "failed: that hints at masked gradients; run Square with more queries and restarts, or an adaptive attack"
         )
 
 

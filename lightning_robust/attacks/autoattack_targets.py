@@ -24,8 +24,8 @@ class Together(Attack):
     """The runs of an attack towards several classes, side by side where the batch is small.
 
     What is left for AutoAttack's later attacks is often a handful of images, whose passes leave a GPU idle. The runs
-    do not know of each other, each has a random start of its own, and the outcome is that of the most likely class which
-    succeeds. Classes that would have come after it are asked about for nothing, where they share its batch.
+    do not know of each other, each has a random start of its own, and the outcome is that of the most likely class
+    which succeeds. Classes that would have come after it are asked about for nothing, where they share its batch.
 
     Args:
         attack: APGD with loss "dlr_targeted", or FAB with ``targeted_classes``.
