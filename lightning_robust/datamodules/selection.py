@@ -88,8 +88,8 @@ def keep_classes(labels: Rows, classes: Sequence[int]) -> tuple[Rows, Rows]:
 def balanced_limit(labels: Rows, limit: int, seed: int) -> Rows:
     """Choose at most ``limit`` images with as equal a number per class as there is.
 
-    Classes are dealt from in turn, in an order that the seed decides, so that a smaller limit chooses a subset of what a
-    larger one chooses (one below the number of classes: some classes of all), and a class with too few images leaves
+    Classes are dealt from in turn, in an order that the seed decides, so that a smaller limit chooses a subset of what
+    a larger one chooses (one below the number of classes: some classes of all), and a class with too few images leaves
     its places to the others.
 
     Args:
