@@ -146,6 +146,8 @@ def results_table(results: dict[str, float], stage: str) -> Table:
 
     if f"{stage}/acc" in results:
         table.add_row("clean accuracy", percent(results[f"{stage}/acc"]))
+    if f"{stage}/psnr" in results:
+        table.add_row("PSNR of the reconstruction", f"{results[f'{stage}/psnr']:.2f} dB")
     for name, value in results.items():
         start, _, attack = name.rpartition("/")
         if start == f"{stage}/robust_acc":

@@ -122,6 +122,11 @@ def without_sources(words: list[str], checkpoint: dict[str, Any] | None) -> list
             out.append(f"--model.normalization={kept if isinstance(kept, str) else json.dumps(kept)}")
         if known is not None or kept is not None:
             out.append("--model.pretrained=false")
+    if said(words, ("model", "prm_weights")) is not None and not typed(words, ("model", "prm_weights")):
+        out.append("--model.prm_weights=null")
+        kept = (checkpoint.get("hyper_parameters") or {}).get("prm")
+        if kept is not None and said(words, ("model", "prm")) is None:  # they came from that file
+            out.append(f"--model.prm={json.dumps(kept)}")
     return out
 
 

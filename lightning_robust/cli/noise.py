@@ -20,6 +20,8 @@ _WARNINGS = (
     r".*is smaller than the logging interval.*",
     # our metrics have gathered every rank's counts before they are logged
     r".*It is recommended to use `self\.log\(.*sync_dist=True\)`.*",
+    # a part that is frozen on purpose
+    r"Found \d+ module\(s\) in eval mode at the start of training.*",
     # our sampler counts each image once on any number of devices
     r".*Using `DistributedSampler` with the dataloaders.*",
     # an evaluation has a folder of its own, not that of the run whose checkpoint it takes

@@ -1,16 +1,21 @@
-"""Classifiers by name, with normalisation inside and weights read safely.
+"""Classifiers by name, with normalisation inside and weights read safely, and the Pixel Robustness Manipulator.
 
 Pure torch: nothing here imports Lightning, and every model is an ``nn.Module`` from pixels in [0,1] to logits.
 """
 
 from lightning_robust.models.factory import create_network, list_networks
 from lightning_robust.models.normalization import Normalization, Normalized, normalization_of
+from lightning_robust.models.prm import ManipulatedNetwork, PixelRobustnessManipulator
+from lightning_robust.models.prm_pattern import SparsePattern
 from lightning_robust.models.registry import register_network
 from lightning_robust.models.weights import load_weights, read_state_dict, require_fit
 
 __all__ = [
+    "ManipulatedNetwork",
     "Normalization",
     "Normalized",
+    "PixelRobustnessManipulator",
+    "SparsePattern",
     "create_network",
     "list_networks",
     "load_weights",

@@ -18,7 +18,7 @@ from lightning_robust.models.normalization import Normalized
 _CONTAINERS = ("state_dict", "model_state_dict", "model_state", "model", "network", "net", "weights", "params")
 
 #: Attributes behind which DataParallel, torch.compile, Lightning modules and normalising wrappers keep a network.
-_WRAPPERS = ("module", "_orig_mod", "network", "model", "net")
+_WRAPPERS = ("module", "_orig_mod", "network", "classifier", "model", "net")
 
 _LEADING_WRAPPERS = re.compile(rf"^(?:(?:{'|'.join(_WRAPPERS)})\.)*")
 

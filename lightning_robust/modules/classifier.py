@@ -24,7 +24,7 @@ from lightning_robust.models import create_network, normalization_of, require_fi
 from lightning_robust.models.normalization import Normalized
 from lightning_robust.modules.checkpoint import require_checkpoint
 from lightning_robust.modules.optimization import OptimizerSettings, ScheduleSettings
-from lightning_robust.objectives import FastFGSM, Natural, Objective, from_config, to_config
+from lightning_robust.objectives import FastFGSM, Natural, Objective, ObjectiveOutput, from_config, to_config
 
 _CHECKPOINT_KEY = "lightning_robust"
 
@@ -191,7 +191,15 @@ class ImageClassifier(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """One step of the objective."""
         images, labels, _ = as_batch(batch)
-        output = self.objective(
+        output = self.training_output(images, labels, batch_idx)
+        if output.restore is not None:
+            self._restore_weights.append(output.restore)
+        self._count("train", output.logits, labels, output.loss.detach().expand(len(labels)))
+        return {"loss": output.loss, "clean_gradient": output.clean_gradient}
+
+    def training_output(self, images: Tensor, labels: Tensor, batch_idx: int) -> ObjectiveOutput:
+        """What the objective makes of a batch; a subclass adds its own terms to the loss here."""
+        return self.objective(
             self.network,
             images,
             labels,
@@ -199,10 +207,6 @@ class ImageClassifier(pl.LightningModule):
             stand_in=self.attack_model() if self.objective.attack is not None else None,
             epoch=self.current_epoch,
         )
-        if output.restore is not None:
-            self._restore_weights.append(output.restore)
-        self._count("train", output.logits, labels, output.loss.detach().expand(len(labels)))
-        return {"loss": output.loss, "clean_gradient": output.clean_gradient}
 
     def on_after_backward(self) -> None:
         """Put weights back that adversarial weight perturbation had moved for the backward pass."""

@@ -121,3 +121,14 @@ def test_files_of_old_torch_versions(folder: Path, program: Program) -> None:
     torch.save({"weight": torch.zeros(2)}, folder / "old.th", _use_new_zipfile_serialization=False)
     error = program("test", "--config", "quick.yaml", "--ckpt_path", "old.th").error
     assert "old.th is not a checkpoint of a run: for a plain file of weights use --model.weights" in error
+
+
+def test_a_checkpoint_needs_no_file_of_a_manipulator(folder: Path) -> None:
+    config = "model: {class_path: PRMClassifier, init_args: {prm_weights: gone.ckpt}}\n"
+    (folder / "tuned.yaml").write_text(config, encoding="utf-8")
+    words = ["test", "--config", "tuned.yaml"]
+    kept = {"hyper_parameters": {"prm": {"width": 8, "pattern": {"stride": 2}}}}
+    added = ["--model.prm_weights=null", '--model.prm={"width": 8, "pattern": {"stride": 2}}']
+    assert without_sources(words, kept) == [*words, *added]
+    given = [*words, "--model.prm_weights", "other.ckpt"]
+    assert without_sources(given, kept) == given
