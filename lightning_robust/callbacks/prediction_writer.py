@@ -19,6 +19,9 @@ _COLUMNS = ("label", "predicted", "confidence")
 class PredictionWriter(BasePredictionWriter):
     """Writes ``tables/predictions.csv`` after ``predict``: index, label, predicted, confidence of every image.
 
+    Further columns of the predictions, such as those of
+    :class:`~lightning_robust.callbacks.DetectAdversarial`, follow.
+
     The index is the image's place in the data; rows stand in its order on any number of devices.
     """
 
@@ -55,8 +58,9 @@ class PredictionWriter(BasePredictionWriter):
 
 
 def _rows(batch: dict[str, Tensor], indices: Sequence[int]) -> list[dict[str, Any]]:
-    columns = [batch[name].tolist() for name in _COLUMNS]
+    names = list(dict.fromkeys((*_COLUMNS, *batch)))
+    columns = [batch[name].tolist() for name in names]
     return [
-        {"index": index, **dict(zip(_COLUMNS, values, strict=True))}
+        {"index": index, **dict(zip(names, values, strict=True))}
         for index, *values in zip(indices, *columns, strict=True)
     ]
