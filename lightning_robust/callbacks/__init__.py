@@ -4,8 +4,14 @@ from lightning_robust.callbacks.adversarial_accuracy import AdversarialAccuracy
 from lightning_robust.callbacks.attack_progress import AttackProgress
 from lightning_robust.callbacks.attack_schedule import AttackSchedule
 from lightning_robust.callbacks.catastrophic_overfitting import CatastrophicOverfitting
+from lightning_robust.callbacks.distillation_study import DistillationStudy
+from lightning_robust.callbacks.gray_box_table import GrayBoxTable
 from lightning_robust.callbacks.input_gradient_map import InputGradientMap
+from lightning_robust.callbacks.lambda_sweep import LambdaSweep
+from lightning_robust.callbacks.masked_pgd import MaskedPGD
 from lightning_robust.callbacks.measurement import Measurement
+from lightning_robust.callbacks.mutation_detection import MutationDetection
+from lightning_robust.callbacks.mutation_detection_predict import DetectAdversarial
 from lightning_robust.callbacks.non_finite_guard import NonFiniteGuard
 from lightning_robust.callbacks.one_pixel_study import OnePixelStudy
 from lightning_robust.callbacks.pixel_iou import PixelIoU
@@ -19,8 +25,14 @@ __all__ = [
     "AttackProgress",
     "AttackSchedule",
     "CatastrophicOverfitting",
+    "DetectAdversarial",
+    "DistillationStudy",
+    "GrayBoxTable",
     "InputGradientMap",
+    "LambdaSweep",
+    "MaskedPGD",
     "Measurement",
+    "MutationDetection",
     "NonFiniteGuard",
     "OnePixelStudy",
     "PixelIoU",

@@ -56,7 +56,7 @@ def test_its_commands_parse(name: str, capsys: pytest.CaptureFixture[str]) -> No
             main([*words, "--print_config"])
         said = capsys.readouterr()
         assert not ended.value.code, said.err
-        assert yaml.safe_load(said.out)["model"]["class_path"].endswith("ImageClassifier")
+        assert yaml.safe_load(said.out)["model"]["class_path"].endswith("Classifier")
 
 
 def test_every_file_is_found() -> None:
@@ -97,21 +97,69 @@ def write_folders(root: Path) -> None:
                 Image.fromarray(pixels).save(folder / f"{number}.JPEG")
 
 
+SHORT = {
+    "OnePixel": {"population": 4, "generations": 1},
+    "JSMA": {"gamma": 0.002},
+    "DeepFool": {"steps": 1},
+    "CW": {"steps": 2, "binary_search_steps": 1},
+    "PGD": {"steps": 1},
+    "OptMargin": {"steps": 2, "binary_search_steps": 1, "surrogates": 2},
+    "RegionBased": {"votes": 2},
+    "Randomization": {"resize_back": "true"},  # the small network takes images of one size
+    "PixelDeflection": {"deflections": 2, "cam_classes": 1},
+    "DistillationStudy": {"limit_images": 2, "max_features": 4, "pgd_steps": 1, "cw_steps": 1},
+}
+
+
+def short(name: str) -> list[str]:
+    """What makes a study's attacks and defenses short, and its manipulator narrow."""
+    given = yaml.safe_load(CONFIGS[name].read_text(encoding="utf-8"))
+    words = ["--model.prm.width", "2"] if given["model"]["class_path"] == "PRMClassifier" else []
+
+    def walk(node: dict, path: str) -> None:
+        for setting, value in SHORT.get(node.get("class_path", ""), {}).items():
+            words.extend([f"{path}.{setting}", str(value)])
+        for key, value in node.items():
+            if isinstance(value, dict):
+                walk(value, path if key == "init_args" else f"{path}.{key}")
+
+    walk(given["trainer"]["callbacks"][-1], "--trainer.callbacks")
+    return words
+
+
+def write_mnist(root: Path, name: str, count: int) -> list[str]:
+    write_idx(root / name / "raw", count)
+    return ["--data.root", str(root), "--data.val_size", str(count // 2)]
+
+
+def small_detection(root: Path) -> list[str]:
+    """One detector that any network passes; an untrained one must get some of the validation images right."""
+    model = "{class_path: ModelMutation, init_args: {rate: 0.3, min_accuracy: 0}}"
+    detector = f"{{nai: {{class_path: MutationTestingDetector, init_args: {{cap: 5, mutation: {model}}}}}}}"
+    callback = "--trainer.callbacks"
+    return [
+        *write_mnist(root, "MNIST", 400),
+        *[f"{callback}.detectors", detector, f"{callback}.adaptive", "null", f"{callback}.limit_images", "5"],
+        *[f"{callback}.attacks.cw.steps", "2", f"{callback}.attacks.cw.binary_search_steps", "1"],
+        *[f"{callback}.attacks.one_pixel.population", "4", f"{callback}.attacks.one_pixel.generations", "1"],
+    ]
+
+
 def small(name: str, root: Path) -> list[str]:
     """What makes a config small enough for a test: its data, and a small network."""
     family = name.partition("/")[0]
-    if family == "quickstart":
+    if family in ("quickstart", "prm_digits"):
         return ["--data.limit", "10"]
     if family in ("mnist", "fashion_mnist"):
-        write_idx(root / {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}[family] / "raw", 20)
-        return ["--data.root", str(root), "--data.val_size", "10"]
+        return write_mnist(root, {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}[family], 20)
+    if name == "study/mutation_detection":
+        return small_detection(root)
+    if name == "study/distillation":
+        return [*write_mnist(root, "MNIST", 20), *short(name)]
     quick: list[str] = []
     if family == "study":
-        given = yaml.safe_load(CONFIGS[name].read_text(encoding="utf-8"))["trainer"]["callbacks"][-1]["init_args"]
-        for attack in given["attacks"]:
-            for setting, value in (("population", "4"), ("generations", "1")):
-                quick += [f"--trainer.callbacks.attacks.{attack}.{setting}", value]
-        family = "imagenet" if name.endswith("imagenet") else "cifar10"
+        quick = short(name)
+        family = next((family for family in ("imagenet", "cifar100") if name.endswith(family)), "cifar10")
     if family in ("cifar10", "cifar100"):
         classes = 100 if family == "cifar100" else 10
         write_arrays(root / "train.npz", 2 * classes, classes)
