@@ -66,10 +66,10 @@ class EOT(_Around):
 
     At every step loss and gradient are averaged over draws of the model's randomness. A defense that says what its
     randomness is (a method ``draws(samples)``, see :class:`Randomized`) is averaged over just that, exactly where it
-    has few outcomes; any other model is called ``samples`` times. Images that the mean probabilities get wrong to begin
-    with come back unchanged. The others are attacked to the last step, whatever ``stop_at_success`` says of the inner
-    attack: an image just past the boundary of the mean fools only half of the draws. What was found is judged on the
-    model as it is, by one call.
+    has few outcomes; any other model is called ``samples`` times. Every image is attacked to the last step, whatever
+    ``stop_at_success`` says of the inner attack: one just past the boundary of the mean fools only half of the draws,
+    and one that the mean gets wrong to begin with is got right by some. What was found is judged on the model as it
+    is, by one call. (Attacks for the smallest perturbation end at the mean's boundary.)
 
     A model that draws from torch's generator does so for a batch at a time: for such a model the result depends on the
     batch, and is the same for the same batch and seed.
@@ -116,18 +116,12 @@ class EOT(_Around):
         device = problem.images.device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(mix_seed(self.seed, int(problem.keys.sum())) % 2**63)
+            # one call's clean logits say nothing of the mean
             averaged = dataclasses.replace(problem, draws=draws, clean_logits=None)
-            with torch.no_grad():
-                averaged.clean_logits = averaged.logits(problem.images)
-            rows = (~problem.fooled(averaged.clean_logits)).nonzero()[:, 0]
-            images = problem.images.clone()
-            iterations = torch.zeros_like(problem.labels)
-            queries = torch.ones_like(problem.labels)
-            if len(rows):
-                found = self.attack.to_the_end().perturb(averaged.subset(rows))
-                images[rows], iterations[rows] = found.images, found.iterations
-                queries[rows] += found.queries
-        return Outcome(images, iterations, queries * len(draws()))  # success is for the model as it is to say
+            outcome = self.attack.to_the_end().perturb(averaged)
+            outcome.queries *= len(draws())
+        outcome.success = None  # for the model as it is to say
+        return outcome
 
 
 class BPDA(nn.Module):
