@@ -53,6 +53,7 @@ class JSMA(Attack):
         UserError: for settings that do not exist or do not fit.
 
     Example:
+        >>> import torch
         >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3))
         >>> images, labels = torch.rand(4, 3, 2, 2), torch.tensor([0, 1, 2, 0])
         >>> adversarial = JSMA(max_features=4)(model, images, labels)

@@ -49,9 +49,7 @@ class Unfinished:
                 saved = torch.load(path, map_location="cpu", weights_only=True)
                 return Runs(**saved["runs"]) if "runs" in saved else EvolutionState.from_state_dict(saved["state"])
         except _UNREADABLE as error:
-            warnings.warn(
-                f"{path} cannot be read, its batch is attacked anew: {str(error).splitlines()[0]}", stacklevel=2
-            )
+            warnings.warn(f"{path} cannot be read, its batch is attacked anew: {error!r:.120}", stacklevel=2)
             return None
 
     def save(self, key: str, found: Runs | EvolutionState) -> None:

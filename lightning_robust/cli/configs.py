@@ -13,7 +13,7 @@ FOLDER = Path(__file__).resolve().parent.parent / "configs"
 def shipped() -> dict[str, Path]:
     """Name to file of every shipped config, ``quickstart`` first."""
     files = {str(file.relative_to(FOLDER).with_suffix("").as_posix()): file for file in FOLDER.rglob("*.yaml")}
-    return dict(sorted(files.items(), key=lambda item: ("/" in item[0], item[0])))
+    return dict(sorted(files.items(), key=lambda item: (item[0] != "quickstart", "/" in item[0], item[0])))
 
 
 def summary(file: Path) -> str:

@@ -294,11 +294,12 @@ def test_a_damaged_file_counts_as_none(tmp_path: Path) -> None:
     files.folder.mkdir()
     for content in (b"", b"no torch file", b"PK\x03\x04"):
         (files.folder / "a.pt").write_bytes(content)
-        assert files.load("a") is None
-    torch.save({"runs": {"labels": torch.zeros(2)}}, files.folder / "a.pt")
-    assert files.load("a") is None
-    torch.save([1], files.folder / "a.pt")
-    assert files.load("a") is None
+        with pytest.warns(UserWarning, match=r"a\.pt cannot be read, its batch is attacked anew"):
+            assert files.load("a") is None
+    for content in ({"runs": {"labels": torch.zeros(2)}}, [1]):
+        torch.save(content, files.folder / "a.pt")
+        with pytest.warns(UserWarning, match="cannot be read"):
+            assert files.load("a") is None
     files.remove()
     assert not files.folder.exists()
 
