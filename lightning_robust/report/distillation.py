@@ -21,7 +21,7 @@ from lightning_robust.report.figures import DPI, LABEL, SMALL, TITLE, wrap
 # Okabe & Ito, as in the curves
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-_NAIVE, _RESCALED = "#7f7f7f", "#d55e00"
+_NAIVE, _RESCALED, _LOGITS = "#7f7f7f", "#d55e00", "#0072b2"
 
 
 def success_bars(naive: Mapping[str, float], rescaled: Mapping[str, float], *, title: str) -> Figure:
@@ -29,7 +29,7 @@ def success_bars(naive: Mapping[str, float], rescaled: Mapping[str, float], *, t
 
     Args:
         naive: attack to rate in [0, 1].
-        rescaled: the same on logits / T; an attack may be missing.
+        rescaled: the same on logits / T; an attack that follows the logits anyway is missing.
         title: of what model.
 
     Returns:
@@ -41,24 +41,33 @@ def success_bars(naive: Mapping[str, float], rescaled: Mapping[str, float], *, t
     if not naive:
         raise UserError("success_bars: no attack to draw")
     figure, axes = _page(title)
-    places = np.arange(len(naive))
+    alone = {attack: rate for attack, rate in naive.items() if attack not in rescaled}
     for shift, rates, colour, name in (
-        (-0.2, naive, _NAIVE, "the softmax as it is (naive)"),
-        (0.2, rescaled, _RESCALED, "logits divided by T"),
+        (
+            -0.2,
+            {attack: rate for attack, rate in naive.items() if attack in rescaled},
+            _NAIVE,
+            "naive: softmax as it is",
+        ),
+        (0.2, {attack: rate for attack, rate in rescaled.items() if attack in naive}, _RESCALED, "on logits / T"),
+        (0.0, alone, _LOGITS, "on the logits"),
     ):
-        heights = [rates.get(attack, np.nan) for attack in naive]
-        alone = [shift if attack in rescaled else 0.0 for attack in naive]
-        bars = axes.bar(places + alone, heights, 0.38, color=colour, label=name)
-        axes.bar_label(bars, [f"{height:.0%}" if height == height else "" for height in heights], fontsize=SMALL)
-    axes.set_xticks(places, [wrap(attack, 150, LABEL) for attack in naive])
+        if rates:
+            places = [list(naive).index(attack) + shift for attack in rates]
+            bars = axes.bar(places, list(rates.values()), 0.38, color=colour, label=name)
+            axes.bar_label(bars, [f"{rate:.0%}" for rate in rates.values()], fontsize=SMALL, padding=2)
+    middles = np.arange(len(naive))
+    axes.set_xticks(middles, [wrap(attack, 150, LABEL) for attack in naive])
     axes.set_ylim(0, 1.08)
     _shares(axes, "success rate")
-    figure.legend(loc="outside lower center", ncols=2, fontsize=LABEL, frameon=False)
+    figure.legend(loc="outside lower center", ncols=3, fontsize=LABEL, frameon=False)
     return figure
 
 
 def gradient_ranges(counts: Mapping[str, Sequence[int]], *, title: str) -> Figure:
-    """How many images have adversarial gradients of which size: a stacked bar a temperature, as the paper's figure.
+    """How many images have adversarial gradients of which size: the paper's figure, a stacked bar a temperature.
+
+    Of a single temperature a histogram.
 
     Args:
         counts: temperature to the numbers of images in the ten ranges of
@@ -74,6 +83,18 @@ def gradient_ranges(counts: Mapping[str, Sequence[int]], *, title: str) -> Figur
     if not counts or any(len(values) != len(RANGE_NAMES) for values in counts.values()):
         raise UserError(f"gradient_ranges: give {len(RANGE_NAMES)} numbers of images for each temperature")
     figure, axes = _page(title)
+    if len(counts) == 1:
+        (values,) = counts.values()
+        alone = np.asarray(values, float) / max(sum(values), 1)
+        bars = axes.bar(range(len(alone)), alone, 0.8, color=_LOGITS)
+        axes.bar_label(bars, [f"{share:.0%}" if share else "" for share in alone], fontsize=SMALL, padding=2)
+        axes.set_xticks(
+            range(len(alone)), [name.replace(" to ", "\nto ").replace(" and", "\nand") for name in RANGE_NAMES]
+        )
+        axes.set_ylim(0, 1.08)
+        axes.set_xlabel("mean |∂F/∂x| of an image", fontsize=LABEL)
+        _shares(axes, "share of the images")
+        return figure
     colours = colormaps["viridis"](np.linspace(0, 1, len(RANGE_NAMES)))
     shares = np.array([np.asarray(values, float) / max(sum(values), 1) for values in counts.values()])
     bottom = np.zeros(len(counts))
@@ -85,7 +106,7 @@ def gradient_ranges(counts: Mapping[str, Sequence[int]], *, title: str) -> Figur
         axes.bar_label(bars, texts, label_type="center", fontsize=SMALL, color="white" if dark else "black")
         bottom += shares[:, number]
     axes.set_xticks(places, list(counts))
-    axes.set_xlim(-0.7, max(len(counts), 2) - 0.3)
+    axes.set_xlim(-0.7, len(counts) - 0.3)
     axes.set_ylim(0, 1)
     axes.set_xlabel("temperature T of the training", fontsize=LABEL)
     _shares(axes, "share of the images")

@@ -87,7 +87,7 @@ def test_equals_attacks_by_hand(masked: Make, trainer: Make, digits: Make, tmp_p
         for name, other in (("fgsm", FGSM(eps=0.15)), ("pgd", PGD(eps=0.15, steps=3))):
             success = other.run(attacked, images[right], labels[right]).success
             wanted[f"success_rate/{name}{ending}"] = float(success.double().mean())
-    result = CW(steps=20).run(module, images[right], labels[right])
+    result = CW(steps=20, binary_search_steps=5, initial_const=0.01).run(module, images[right], labels[right])
     wanted["success_rate/cw"] = float(result.success.double().mean())
     wanted["mean_norm/cw"] = float(result.norms["l2"][result.success].mean())
     amplitude = softmax_jacobian_amplitude(module, images)

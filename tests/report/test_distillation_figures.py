@@ -18,9 +18,9 @@ from lightning_robust.report.temperature import main, summarize
 
 def test_success_bars() -> None:
     figure = success_bars({"jsma": 0.01, "cw": 1.0}, {"jsma": 0.95}, title="T = 100")
-    heights = [bar.get_height() for bar in figure.axes[0].patches]
-    assert heights[:3] == [0.01, 1.0, 0.95]
-    assert math.isnan(heights[3])
+    bars = {bars.get_label(): [bar.get_height() for bar in bars] for bars in figure.axes[0].containers}
+    assert bars == {"naive: softmax as it is": [0.01], "on logits / T": [0.95], "on the logits": [1.0]}
+    assert [bar.get_x() + bar.get_width() / 2 for bar in figure.axes[0].patches] == pytest.approx([-0.2, 0.2, 1.0])
     assert to_uint8_image(figure).shape[2] == 3
     with pytest.raises(UserError, match="no attack"):
         success_bars({}, {}, title="")
@@ -35,6 +35,8 @@ def test_gradient_ranges_stack_up_to_all_images() -> None:
         assert sum(bar.get_height() for bar in bars[column::2]) == pytest.approx(1)
     assert bars[1].get_height() == pytest.approx(0.75)  # the smallest range, of T = 100
     assert [text.get_text() for text in figure.legends[0].get_texts()] == list(RANGE_NAMES[::-1])
+    alone = gradient_ranges({"100": counts["100"]}, title="T").axes[0].patches
+    assert [bar.get_height() for bar in alone] == pytest.approx([0.75, 0.125, 0, 0, 0, 0, 0, 0.125, 0, 0])
     for bad in ({}, {"1": [1, 2]}):
         with pytest.raises(UserError, match="10 numbers of images"):
             gradient_ranges(bad, title="")
