@@ -1,7 +1,7 @@
 """Random crops and flips whose randomness belongs to the image, not to the process.
 
 What an image gets is a pure function of (seed, epoch, image number): the same on any number of workers and ranks and
-after a resume. No global random state is read or moved.
+after a resume. Its mask gets the same. No global random state is read or moved.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from lightning_robust.errors import UserError
@@ -92,41 +93,51 @@ class Augmentation:
     def __bool__(self) -> bool:
         return self.crop or self.flip or self.resized_crop is not None
 
-    def cut(self, image: Tensor, key: np.uint64) -> Tensor:
+    def cut(self, image: Tensor, key: np.uint64, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Cut a random window of random size and resize it; ``imagenet`` only.
 
         Args:
             image: One image (C, H, W), of any size.
             key: Its key from :func:`image_keys`.
+            mask: Its mask bool (1, H, W), or None.
 
         Returns:
-            The image at ``image_size``, same dtype.
+            The image at ``image_size``, same dtype, and the same window of the mask (pixels at least half
+            covered), which may miss the object.
         """
         assert self.resized_crop is not None
         # torchvision draws from the global CPU generator: lend it and put it back. torch.manual_seed would move the
         # generators of the accelerators too.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(int(key >> np.uint64(1)))
-            cut: Tensor = self.resized_crop(image)
-        return cut
+            if mask is None:
+                return self.resized_crop(image), None
+            # One call for both, so that one draw decides on both windows. As a tv_tensors.Mask the mask would get
+            # nearest pixels, which lie half a pixel off an antialiased image.
+            pair = self.resized_crop(tv_tensors.Image(image), tv_tensors.Image(mask.byte() * 255))
+        return pair[0].as_subclass(Tensor), pair[1].as_subclass(Tensor) >= 128
 
-    def __call__(self, images: Tensor, keys: Keys) -> Tensor:
+    def __call__(self, images: Tensor, keys: Keys, masks: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Crop and flip a batch.
 
         Args:
             images: (N, C, H, W), any dtype.
             keys: One key per image from :func:`image_keys`.
+            masks: bool (N, 1, H, W), which get what their images get, or None. What padding adds is background.
 
         Returns:
-            A new batch of the same shape and dtype.
+            A new batch of the same shape and dtype, and its masks.
         """
         draws = uniforms(keys, 3)
-        if self.crop:
-            images = _crop(images, torch.from_numpy((draws[:, :2] * (2 * _PAD + 1)).astype(np.int64)))
-        if self.flip:
-            mirrored = torch.from_numpy(draws[:, 2] < 0.5)
-            images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
-        return images
+        offsets = torch.from_numpy((draws[:, :2] * (2 * _PAD + 1)).astype(np.int64))
+        mirrored = torch.from_numpy(draws[:, 2] < 0.5)[:, None, None, None]
+
+        def change(batch: Tensor) -> Tensor:
+            if self.crop:
+                batch = _crop(batch, offsets)
+            return torch.where(mirrored, batch.flip(-1), batch) if self.flip else batch
+
+        return change(images), None if masks is None else change(masks)
 
 
 def augmentation_steps(names: str | Sequence[str] | None) -> set[str]:

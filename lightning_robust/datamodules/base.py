@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from lightning_robust.datamodules.augmentation import Augmentation, augmentation_steps
 from lightning_robust.datamodules.dataset import ImageDataset, ImageSource, TensorSource, collate
+from lightning_robust.datamodules.masks import hold_out_groups
 from lightning_robust.datamodules.sampler import EpochLoader, EpochSampler, UnpaddedSampler, share_of_batch
 from lightning_robust.datamodules.selection import Rows, balanced_limit, hold_out, keep_classes
 from lightning_robust.errors import UserError
@@ -26,7 +27,8 @@ SPLITS: Final[tuple[Split, ...]] = ("train", "val", "test")
 class ImageDataModule(LightningDataModule, ABC):
     """Labelled images for a Trainer, or for use alone through :meth:`dataset`.
 
-    Batches are ``(images float32 in [0, 1] (N, C, H, W), labels int64 (N,))``. Evaluation counts each image exactly
+    Batches are ``(images float32 in [0, 1] (N, C, H, W), labels int64 (N,))``, and where the data have masks ``(images,
+    labels, masks bool (N, 1, H, W))`` (:mod:`lightning_robust.batch` reads both). Evaluation counts each image exactly
     once on any number of devices; training sees the same batches and the same augmentations on any number of devices
     and workers and after a resume, inside an epoch too (:mod:`lightning_robust.datamodules.sampler`). What the data
     set has no validation split for is held out from its training images, each class in proportion.
@@ -158,7 +160,11 @@ class ImageDataModule(LightningDataModule, ABC):
         if not len(rows):
             raise UserError(f"{type(self).__name__} has no {split} image of the classes {self.class_names}.")
         if held_out or (split == "train" and self.val_size > 0 and self._source("val") is None):
-            kept, held = hold_out(labels, self.val_size, self.seed)
+            groups = getattr(source, "groups", None)
+            if groups is None:
+                kept, held = hold_out(labels, self.val_size, self.seed)
+            else:
+                kept, held = hold_out_groups(labels, groups[rows], self.val_size, self.seed)
             part = held if held_out else kept
             rows, labels = rows[part], labels[part]
         return source, rows, labels

@@ -6,7 +6,7 @@ import os
 import struct
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +35,19 @@ class ImageSource(Protocol):
 
     def batch(self, rows: Rows) -> Tensor:
         """Return images (N, C, H, W) at the final size, uint8, or float32 in [0, 1]."""
+        ...
+
+
+@runtime_checkable
+class MaskedSource(Protocol):
+    """What a source has besides where its images have masks, True on the pixels of the object."""
+
+    def raw_mask(self, row: int) -> Tensor:
+        """Return the mask of :meth:`ImageSource.raw`'s image, bool (1, H, W)."""
+        ...
+
+    def batch_masks(self, rows: Rows) -> Tensor:
+        """Return the masks of :meth:`ImageSource.batch`'s images, bool (N, 1, H, W)."""
         ...
 
 
@@ -168,30 +181,37 @@ def resize_and_centre(image: Tensor, size: tuple[int, int], crop_pct: float = 1.
     return TF.center_crop(image, list(size))
 
 
-class Samples(Sequence[tuple[Tensor, int]]):
-    """A batch that is a sequence of (image, label) to anyone, and two tensors to :func:`collate`."""
+class Samples(Sequence[tuple[Tensor, int] | tuple[Tensor, int, Tensor]]):
+    """A batch that is a sequence of (image, label[, mask]) to anyone, and whole tensors to :func:`collate`."""
 
-    def __init__(self, images: Tensor, labels: Tensor) -> None:
-        self.images, self.labels = images, labels
+    def __init__(self, images: Tensor, labels: Tensor, masks: Tensor | None = None) -> None:
+        self.images, self.labels, self.masks = images, labels, masks
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: Any) -> Any:
-        return self.images[index], int(self.labels[index])
+        image, label = self.images[index], int(self.labels[index])
+        return (image, label) if self.masks is None else (image, label, self.masks[index])
 
 
-def collate(batch: Samples) -> tuple[Tensor, Tensor]:
-    """Return a batch's images float32 (N, C, H, W) and labels int64 (N,) without copying them again."""
-    return batch.images, batch.labels
+def collate(batch: Samples) -> tuple[Tensor, ...]:
+    """Return a batch without copying it again.
+
+    Returns:
+        Images float32 (N, C, H, W), labels int64 (N,) and, where the data has them, masks bool (N, 1, H, W): what
+        :func:`lightning_robust.batch.as_batch` reads.
+    """
+    return (batch.images, batch.labels) if batch.masks is None else (batch.images, batch.labels, batch.masks)
 
 
-class ImageDataset(Dataset[tuple[Tensor, int]]):
+class ImageDataset(Dataset[tuple[Tensor, int] | tuple[Tensor, int, Tensor]]):
     """Chosen rows of a source as a map-style data set.
 
-    ``dataset[i]`` is ``(image float32 in [0, 1] (C, H, W), label)``. PyTorch's ``DataLoader`` asks for whole batches
-    through ``__getitems__``, so that images in memory are sliced and scaled all at once. A key is an index or, as
-    :class:`~lightning_robust.datamodules.EpochSampler` yields it, a pair (epoch, index).
+    ``dataset[i]`` is ``(image float32 in [0, 1] (C, H, W), label)``, and of a :class:`MaskedSource` also the mask, bool
+    (1, H, W). PyTorch's ``DataLoader`` asks for whole batches through ``__getitems__``, so that images in memory are
+    sliced and scaled all at once. A key is an index or, as :class:`~lightning_robust.datamodules.EpochSampler` yields
+    it, a pair (epoch, index).
 
     Args:
         source: Where images come from.
@@ -206,11 +226,12 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
     def __init__(self, source: ImageSource, rows: Rows, labels: Rows, augmentation: Augmentation | None = None) -> None:
         self.source, self.rows, self.augmentation = source, rows, augmentation
         self.labels = torch.from_numpy(labels)
+        self._masked = source if isinstance(source, MaskedSource) else None
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, int]:
+    def __getitem__(self, key: int | tuple[int, int]) -> Any:
         return self.__getitems__([key])[0]
 
     def __getitems__(self, keys: Sequence[int | tuple[int, int]]) -> Samples:
@@ -220,19 +241,23 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         if len(indices) and not (-len(self) <= indices.min() and indices.max() < len(self)):
             raise IndexError(f"index out of range for a data set of {len(self)} images")
         indices = indices % max(len(self), 1)
-        images = self._images(self.rows[indices], epochs, indices)
+        images, masks = self._images(self.rows[indices], epochs, indices)
         if not images.is_floating_point():
             images = images.to(torch.float32).div_(255)
-        return Samples(images, self.labels[torch.from_numpy(indices)])
+        return Samples(images, self.labels[torch.from_numpy(indices)], masks)
 
-    def _images(self, rows: Rows, epochs: Any, indices: Rows) -> Tensor:
-        augmentation = self.augmentation
+    def _images(self, rows: Rows, epochs: Any, indices: Rows) -> tuple[Tensor, Tensor | None]:
+        augmentation, masked = self.augmentation, self._masked
         if not augmentation:
-            return self.source.batch(rows)
+            return self.source.batch(rows), None if masked is None else masked.batch_masks(rows)
         keys = image_keys(augmentation.seed, epochs, indices)
         if augmentation.resized_crop is None:
-            images = self.source.batch(rows)
+            images, masks = self.source.batch(rows), None if masked is None else masked.batch_masks(rows)
         else:
-            cuts = zip(rows.tolist(), keys, strict=True)
-            images = torch.stack([augmentation.cut(self.source.raw(row), key) for row, key in cuts])
-        return augmentation(images, keys)
+            cuts = [
+                augmentation.cut(self.source.raw(row), key, None if masked is None else masked.raw_mask(row))
+                for row, key in zip(rows.tolist(), keys, strict=True)
+            ]
+            images = torch.stack([image for image, _ in cuts])
+            masks = None if masked is None else torch.stack([mask for _, mask in cuts if mask is not None])
+        return augmentation(images, keys, masks)

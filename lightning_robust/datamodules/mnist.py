@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, Literal
 
 import numpy as np
 from torchvision import datasets
@@ -11,7 +11,10 @@ from torchvision import datasets
 from lightning_robust.datamodules.base import ImageDataModule, Split
 from lightning_robust.datamodules.dataset import TensorSource
 from lightning_robust.datamodules.download import download_or_explain, how_to_get
+from lightning_robust.datamodules.masks import MaskedTensorSource, threshold_masks
 from lightning_robust.errors import UserError
+
+Binarize = Literal["none", "train", "test", "both"]
 
 _PREFIXES: Final = {"train": "train", "test": "t10k"}
 _FILES: Final = {
@@ -28,16 +31,35 @@ class MNIST(ImageDataModule):
     Args:
         root: Folder that has the folder ``MNIST``.
         download: Whether to fetch missing files from the internet.
+        binarize: Which images come black and white, 1 where a pixel is above the threshold and 0 elsewhere: ``none``,
+            those for ``train`` (and validation, which is held out of them), for ``test``, or ``both``. An attack then
+            starts from black and white; what thresholds *after* the attack is
+            :class:`lightning_robust.defenses.Binarization`.
+        masks: Whether batches have masks of the pixels above the threshold (of an image without one, its brightest).
+        threshold: In [0, 1).
         **kwargs: See :class:`ImageDataModule`.
 
     Raises:
-        UserError: If files are missing and ``download`` is off, or a file is damaged.
+        UserError: If files are missing and ``download`` is off, a file is damaged, or a setting is wrong.
     """
 
     _torchvision: ClassVar[type[datasets.MNIST]] = datasets.MNIST
     _names: ClassVar[list[str]] = [str(digit) for digit in range(10)]
 
-    def __init__(self, root: str = "data", download: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        root: str = "data",
+        download: bool = False,
+        binarize: Binarize = "none",
+        masks: bool = False,
+        threshold: float = 0.5,
+        **kwargs: Any,
+    ) -> None:
+        if binarize not in ("none", "train", "test", "both"):
+            raise UserError(f"binarize={binarize!r}: choose none, train, test or both.")
+        if not 0 <= threshold < 1:
+            raise UserError(f"threshold={threshold}: give a pixel value from 0 to below 1.")
+        self.binarize, self.masks, self.threshold = binarize, masks, threshold
         self.folder = Path(root) / self._torchvision.__name__ / "raw"
         self.download = download
         if not download:
@@ -77,7 +99,11 @@ class MNIST(ImageDataModule):
         for name in _FILES[split]:
             _check_idx(self.folder / name)
         data = self._torchvision(self.root, train=split == "train")
-        return TensorSource(data.data[:, None], data.targets.numpy().astype(np.int64))
+        images, labels = data.data[:, None], data.targets.numpy().astype(np.int64)
+        masks = threshold_masks(images, self.threshold) if self.masks else None
+        if self.binarize in (split, "both"):
+            images = (images > self.threshold * 255).to(images.dtype) * 255
+        return TensorSource(images, labels) if masks is None else MaskedTensorSource(images, labels, masks)
 
 
 class FashionMNIST(MNIST):
@@ -89,10 +115,16 @@ class FashionMNIST(MNIST):
     Args:
         root: Folder that has the folder ``FashionMNIST``.
         download: Whether to fetch missing files from the internet.
+        binarize: Which images come black and white, 1 where a pixel is above the threshold and 0 elsewhere: ``none``,
+            those for ``train`` (and validation, which is held out of them), for ``test``, or ``both``. An attack then
+            starts from black and white; what thresholds *after* the attack is
+            :class:`lightning_robust.defenses.Binarization`.
+        masks: Whether batches have masks of the pixels above the threshold (of an image without one, its brightest).
+        threshold: In [0, 1).
         **kwargs: See :class:`ImageDataModule`.
 
     Raises:
-        UserError: If files are missing and ``download`` is off, or a file is damaged.
+        UserError: If files are missing and ``download`` is off, a file is damaged, or a setting is wrong.
     """
 
     _torchvision = datasets.FashionMNIST

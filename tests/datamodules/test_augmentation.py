@@ -31,7 +31,7 @@ def test_uniforms_are_uniform_and_independent() -> None:
 
 def test_crop_is_a_window_of_the_padded_image() -> None:
     images = some_images()
-    cropped = Augmentation("crop", 0, (12, 10))(images, image_keys(0, 0, np.arange(64)))
+    cropped, _ = Augmentation("crop", 0, (12, 10))(images, image_keys(0, 0, np.arange(64)))
     offsets = set()
     for image, crop in zip(images, cropped, strict=True):
         padded = TF.pad(image, [4])
@@ -44,7 +44,7 @@ def test_crop_is_a_window_of_the_padded_image() -> None:
 
 def test_flip_mirrors_about_half() -> None:
     images = some_images(400)
-    flipped = Augmentation("flip", 0, (12, 10))(images, image_keys(0, 0, np.arange(400)))
+    flipped, _ = Augmentation("flip", 0, (12, 10))(images, image_keys(0, 0, np.arange(400)))
     mirrored = [torch.equal(a.flip(-1), b) for a, b in zip(images, flipped, strict=True)]
     kept = [torch.equal(a, b) for a, b in zip(images, flipped, strict=True)]
     assert all(m != k for m, k in zip(mirrored, kept, strict=True))
@@ -53,9 +53,9 @@ def test_flip_mirrors_about_half() -> None:
 
 def test_a_list_does_all_of_its_names() -> None:
     images, keys = some_images(), image_keys(0, 0, np.arange(64))
-    both, listed = (Augmentation(names, 0, (12, 10))(images, keys) for names in ("crop_flip", ["flip", "crop"]))
+    both, listed = (Augmentation(names, 0, (12, 10))(images, keys)[0] for names in ("crop_flip", ["flip", "crop"]))
     assert torch.equal(both, listed)
-    assert not torch.equal(both, Augmentation("crop", 0, (12, 10))(images, keys))
+    assert not torch.equal(both, Augmentation("crop", 0, (12, 10))(images, keys)[0])
 
 
 @pytest.mark.parametrize("names", ["none", None, []])
@@ -72,10 +72,10 @@ def test_imagenet_cuts_by_the_key_and_leaves_the_global_generator_alone() -> Non
     augmentation = Augmentation("imagenet", 0, (8, 8))
     image, keys = some_images(1)[0], image_keys(0, 0, np.arange(10))
     before = torch.get_rng_state()
-    cuts = [augmentation.cut(image, key) for key in keys]
+    cuts = [augmentation.cut(image, key)[0] for key in keys]
     assert torch.equal(before, torch.get_rng_state())
     torch.manual_seed(9)
-    assert all(torch.equal(cut, augmentation.cut(image, key)) for cut, key in zip(cuts, keys, strict=True))
+    assert all(torch.equal(cut, augmentation.cut(image, key)[0]) for cut, key in zip(cuts, keys, strict=True))
     assert cuts[0].shape == (3, 8, 8)
     assert len({cut.numpy().tobytes() for cut in cuts}) == 10
 
@@ -84,7 +84,7 @@ def test_imagenet_cuts_by_the_key_and_leaves_the_global_generator_alone() -> Non
 def test_pixels_stay_in_range_and_dtype(name: str) -> None:
     augmentation = Augmentation(name, 0, (12, 10))
     for images in (some_images(), torch.rand(64, 1, 12, 10)):
-        changed = augmentation(images, image_keys(0, 0, np.arange(64)))
+        changed, _ = augmentation(images, image_keys(0, 0, np.arange(64)))
         assert changed.dtype == images.dtype
         assert changed.shape == images.shape
         assert changed.min() >= 0

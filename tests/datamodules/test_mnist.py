@@ -90,6 +90,31 @@ def test_nothing_is_downloaded_that_is_there(small: tuple[type[MNIST], Path], mo
     assert len(data.dataset("test")) == 20
 
 
+@pytest.mark.parametrize("binarize", ["none", "train", "test", "both"])
+def test_black_and_white_images(small: tuple[type[MNIST], Path], binarize: str) -> None:
+    cls, root = small
+    plain, data = cls(root=str(root), val_size=10), cls(root=str(root), val_size=10, binarize=binarize, threshold=0.3)
+    for split in ("train", "val", "test"):
+        before, after = (each.dataset(split).__getitems__(range(10)).images for each in (plain, data))  # type: ignore[arg-type]
+        thresholded = binarize == "both" or binarize == ("test" if split == "test" else "train")
+        assert torch.equal(after, (before > 0.3).float() if thresholded else before)
+
+
+def test_masks_of_the_bright_pixels(small: tuple[type[MNIST], Path]) -> None:
+    cls, root = small
+    data = cls(root=str(root), masks=True, threshold=0.6, binarize="test", image_size=28)
+    images, _, masks = next(iter(data.test_dataloader()))
+    assert torch.equal(masks.float(), images)
+    plain = cls(root=str(root)).dataset("test")[3][0]
+    assert torch.equal(masks[3], plain > 0.6)
+
+
+@pytest.mark.parametrize(("settings", "message"), [({"binarize": "val"}, "binarize='val'"), ({"threshold": 1}, "d=1")])
+def test_wrong_settings(small: tuple[type[MNIST], Path], settings: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        small[0](root=str(small[1]), **settings)
+
+
 @pytest.mark.real_data
 @pytest.mark.parametrize("cls", [MNIST, FashionMNIST])
 def test_real(cls: type[MNIST], real_data: Path) -> None:
