@@ -42,7 +42,7 @@ LAMS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999, 1.0
 class LambdaSweep(Measurement):
     """For a row of λ: accuracy, the weak pixels, and what the manipulated image has lost (Hwang et al. 2019).
 
-    Needs a module whose network is a :class:`~lightning_robust.models.prm.ManipulatedNetwork`, such as
+    Needs a module whose network is a :class:`~lightning_robust.models.ManipulatedNetwork`, such as
     :class:`~lightning_robust.modules.PRMClassifier`. For each λ, as ``<stage>/<name>/<what>/lam=<λ>``:
 
     * ``acc``: accuracy on clean images, manipulated at this λ; ``loss``: their mean cross-entropy.

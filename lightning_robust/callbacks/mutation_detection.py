@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
@@ -19,8 +18,8 @@ from lightning_robust.callbacks.measurement import (
     num_classes,
     publish_table,
     refuse_same_name,
-    run_folder,
 )
+from lightning_robust.callbacks.mutation_detection_calibration import calibrate_detectors, require_validation_images
 from lightning_robust.callbacks.mutation_detection_report import draw, print_study, published, rates, row
 from lightning_robust.detectors import Mutants, MutationTestingDetector
 from lightning_robust.errors import UserError
@@ -112,13 +111,7 @@ class MutationDetection(Measurement):
         """Refuse two that would write over each other, and data that the detectors cannot be calibrated on."""
         refuse_same_name(trainer, self, self.name)
         if stage == "test" and set(self.detectors) - self._given:
-            data = getattr(trainer, "datamodule", None)
-            if not hasattr(data, "dataset") or not getattr(data, "has_val", False):
-                raise UserError(
-                    "MutationDetection calibrates its detectors on validation images, and there are none: give a data "
-                    "module of this package training or validation files and a val_size, or detectors that are "
-                    "calibrated already"
-                )
+            require_validation_images(trainer)
 
     def active(self, trainer: pl.Trainer) -> bool:
         """In ``test`` alone: what is validated on are the images of the calibration."""
@@ -143,34 +136,11 @@ class MutationDetection(Measurement):
         ]
         return [*self.attacks, *(name for name, attack in self.adaptive.items() if not _aimed(attack)), *aimed]
 
-    # -- calibration ---------------------------------------------------------------------------------------------------
-
     def _calibrate(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Get the detectors ready for the weights as they are now; every rank comes to the same."""
-        if self._ready:
-            return
-        images: Tensor | None = None
-        for name, detector in self.detectors.items():
-            if name in self._given:
-                detector.require(module)
-                continue
-            if images is None:
-                images, labels = self._validation_images(trainer, module)
-            if self._progress:
-                self._progress.reporter(f"calibrating {name}")(1, 1)
-            detector.calibrate(module, images, labels)
-        folder = run_folder(trainer)
-        if folder is not None and not getattr(trainer, "fast_dev_run", False):
-            for name, detector in self.detectors.items():
-                detector.save(folder / "detectors" / f"{name}.pt")
-        self._ready = True
-
-    def _validation_images(self, trainer: pl.Trainer, module: pl.LightningModule) -> tuple[Tensor, Tensor]:
-        dataset = trainer.datamodule.dataset("val")  # type: ignore[attr-defined]
-        count = len(dataset) if self.calibration_images is None else min(self.calibration_images, len(dataset))
-        # spread over the data: some sets are sorted by class
-        batch = dataset.__getitems__(np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist())
-        return batch.images.to(module.device, module.dtype), batch.labels.to(module.device)
+        """Get the detectors ready for the weights as they are now, once."""
+        if not self._ready:
+            calibrate_detectors(trainer, module, self.detectors, self._given, self.calibration_images, self._progress)
+            self._ready = True
 
     # -- measuring -----------------------------------------------------------------------------------------------------
 

@@ -4,8 +4,9 @@ Pure torch: nothing here imports Lightning, and every model is an ``nn.Module`` 
 """
 
 from lightning_robust.models.factory import create_network, list_networks
+from lightning_robust.models.manipulated import ManipulatedNetwork
 from lightning_robust.models.normalization import Normalization, Normalized, normalization_of
-from lightning_robust.models.prm import ManipulatedNetwork, PixelRobustnessManipulator
+from lightning_robust.models.prm import PixelRobustnessManipulator
 from lightning_robust.models.prm_pattern import SparsePattern
 from lightning_robust.models.registry import register_network
 from lightning_robust.models.weights import load_weights, read_state_dict, require_fit

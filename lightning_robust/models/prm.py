@@ -19,6 +19,7 @@ from lightning_robust.errors import UserError
 from lightning_robust.models.prm_bodies import Exit, SegNet, UNet
 from lightning_robust.models.prm_pattern import (
     SparsePattern,
+    checked_mask,
     fill_up,
     interpolate,
     nearest,
@@ -50,6 +51,9 @@ class PixelRobustnessManipulator(nn.Module):
     A is a sparse entry (a convolution with bias, without padding), a body that works on its grid, and an exit that
     brings the size back. With channels=3 and the other defaults it is the published one of 31,033,423 parameters. Any
     image size works: what the body cannot divide is padded inside, from connected pixels only, and cropped.
+
+    It moves the weak pixels and bounds nothing. That is no defense by itself, and with a shift in front of it
+    (:class:`~lightning_robust.defenses.PixelShift`) one that falls to who averages over the shifts: ``docs/prm.md``.
 
     The light form of the paper's forerunner, ``body="ace"``, is x' = x + λ·T(x) with a 1×1 convolution and a 3×3
     transposed one, both of the pattern's stride; λ may exceed 1 there, and A(x) = x + T(x).
@@ -115,7 +119,7 @@ class PixelRobustnessManipulator(nn.Module):
             raise UserError("the ace form has no exit to refine and is a skip itself: leave refine and skip out")
         self.channels, self.pattern, self.body_name = int(channels), pattern, body
         self.additive = body == "ace"
-        mask = _checked_mask(pattern, mask, image_size)
+        mask = checked_mask(pattern, mask, image_size)
         self._kernel, self._stride, self._offset = (pattern.axes(name) for name in ("kernel", "stride", "offset"))
         if mask is not None:
             self._kernel, self._stride, self._offset = (1, 1), (1, 1), (0, 0)
@@ -292,44 +296,6 @@ class PixelRobustnessManipulator(nn.Module):
         return f"{self.pattern}, lam={self.lam:g}, skip={self.skip}"
 
 
-class ManipulatedNetwork(nn.Module):
-    """A classifier behind a Pixel Robustness Manipulator; nothing is clamped between the two.
-
-    Args:
-        prm: the manipulator.
-        classifier: from images to logits ``(N, K)``, its normalisation inside.
-
-    Example:
-        >>> net = ManipulatedNetwork(
-        ...     PixelRobustnessManipulator(channels=1, width=4, depth=2, lam=1.0),
-        ...     nn.Sequential(nn.Flatten(), nn.Linear(64, 10)),
-        ... )
-        >>> images = torch.rand(2, 1, 8, 8)
-        >>> with net.at(0.0):
-        ...     bool((net(images) == net.classifier(images)).all())
-        True
-    """
-
-    def __init__(self, prm: PixelRobustnessManipulator, classifier: nn.Module) -> None:
-        super().__init__()
-        self.prm = prm
-        self.classifier = classifier
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits ``(N, K)`` of images ``(N, C, H, W)`` in [0, 1], at the manipulator's present λ."""
-        return self.classifier(self.prm(images))
-
-    @contextmanager
-    def at(self, lam: float) -> Iterator[Self]:
-        """Another λ for a while."""
-        before = self.prm.lam
-        self.prm.lam = lam
-        try:
-            yield self
-        finally:
-            self.prm.lam = before
-
-
 def _mix(images: Tensor, values: Tensor, lam: Tensor, additive: bool) -> Tensor:
     """(1 - λ)·x + λ·A(x), or x + λ·T(x).
 
@@ -337,19 +303,3 @@ def _mix(images: Tensor, values: Tensor, lam: Tensor, additive: bool) -> Tensor:
     """
     lam = lam.clone()  # the buffer may change before the backward pass
     return images + lam * values if additive else (1 - lam) * images + lam * values
-
-
-def _checked_mask(pattern: SparsePattern, mask: Tensor | None, image_size: tuple[int, int] | None) -> Tensor | None:
-    if mask is None:
-        if pattern.mask is None:
-            return None
-        if image_size is None:
-            raise UserError("a sparse pattern with a mask needs to know the images: give image_size=(height, width)")
-        return pattern.pixels(*image_size)
-    if pattern != SparsePattern():
-        raise UserError("a manipulator's pixels are those of its mask or of its pattern: leave one of them out")
-    if mask.dim() != 2 or mask.dtype != torch.bool:
-        raise UserError(f"a manipulator's mask is (H, W) bool, not {tuple(mask.shape)} {mask.dtype}")
-    if not mask.any():
-        raise UserError("a manipulator's mask connects no pixel: at least one must be true")
-    return mask.detach().clone()

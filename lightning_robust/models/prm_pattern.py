@@ -245,3 +245,29 @@ def nearest_index(mask: Tensor) -> Tensor:
     # in parts: the table of all distances of a large image would fill the memory
     found = [torch.cdist(part, grid[chosen]).argmin(1) for part in grid.split(max(1, 2**24 // len(chosen)))]
     return chosen[torch.cat(found)].view(height, width)
+
+
+def checked_mask(pattern: SparsePattern, mask: Tensor | None, image_size: tuple[int, int] | None) -> Tensor | None:
+    """The mask of a manipulator, if it has one in place of windows: given, or the pattern's.
+
+    Args:
+        pattern: of the manipulator.
+        mask: ``(H, W)`` bool, in place of the pattern's.
+        image_size: (height, width) of the images, where they are known.
+
+    Raises:
+        UserError: for both, for a mask that is none, and for a pattern's mask without an image size.
+    """
+    if mask is None:
+        if pattern.mask is None:
+            return None
+        if image_size is None:
+            raise UserError("a sparse pattern with a mask needs to know the images: give image_size=(height, width)")
+        return pattern.pixels(*image_size)
+    if pattern != SparsePattern():
+        raise UserError("a manipulator's pixels are those of its mask or of its pattern: leave one of them out")
+    if mask.dim() != 2 or mask.dtype != torch.bool:
+        raise UserError(f"a manipulator's mask is (H, W) bool, not {tuple(mask.shape)} {mask.dtype}")
+    if not mask.any():
+        raise UserError("a manipulator's mask connects no pixel: at least one must be true")
+    return mask.detach().clone()

@@ -18,16 +18,19 @@ from lightning_robust.errors import UserError
 from lightning_robust.models import ManipulatedNetwork, Normalized
 from lightning_robust.modules.classifier import _CHECKPOINT_KEY, ImageClassifier
 from lightning_robust.modules.prm_score import ReconstructionScore
-from lightning_robust.modules.prm_settings import PRMSettings, agreed, load, load_prm, part
+from lightning_robust.modules.prm_settings import PRMSettings, agreed, check_training, load, load_prm, part
+from lightning_robust.modules.prm_turns import Turns
 from lightning_robust.objectives import ObjectiveOutput
 
 Trained = Literal["prm", "classifier", "both", "in_turn"]
-_TRAINED = ("prm", "classifier", "both", "in_turn")
 _LAM_DRAW = 0x9E37  # tells the draw of λ from other draws of the same batch
 
 
 class PRMClassifier(ImageClassifier):
     """A classifier behind a Pixel Robustness Manipulator (Hwang et al., ICLR 2019 Debugging ML workshop).
+
+    As a defense it is **broken**: it moves the weak pixels and makes none of them stronger, and the shift by a pixel
+    that the paper adds is averaged away by who knows of it: see ``study/prm_graybox`` and ``docs/prm.md``.
 
     ``module.network`` is a :class:`~lightning_robust.models.ManipulatedNetwork`: logits of (1 - λ)·x + λ·A(x). The loss
     of a batch is
@@ -90,7 +93,7 @@ class PRMClassifier(ImageClassifier):
         settings = PRMSettings.from_plain(prm) if isinstance(prm, dict) else prm
         if reconstruction_space not in ("pixels", "normalized"):
             raise UserError(f"reconstruction_space={reconstruction_space!r}: choose pixels or normalized")
-        _check(trains, turn_epochs, reconstruction_weight, classification_weight, settings)
+        check_training(trains, turn_epochs, reconstruction_weight, classification_weight, settings)
         entries = part(weights, "classifier") if weights is not None and isinstance(network, str) else None
         super().__init__(network, num_classes, image_shape, weights=weights if entries is None else None, **kwargs)
         if entries is not None:
@@ -128,8 +131,7 @@ class PRMClassifier(ImageClassifier):
         self._counted_reconstruction: dict[str, Any] | None = None
         self._prm_untrained = prm_weights is None
         self._untrained = isinstance(network, str) and weights is None and not kwargs.get("pretrained", False)
-        self._resting: str | None = None  # by name: a module here would be saved twice
-        self._asleep: list[nn.Module] = []
+        self._turns = Turns(("prm", "classifier"), self.turn_epochs) if trains == "in_turn" else None
         if self._frozen is not None:
             self._frozen.requires_grad_(False)
             self._frozen.eval()
@@ -158,38 +160,22 @@ class PRMClassifier(ImageClassifier):
             self._frozen.eval()
         return self
 
-    def _rests(self) -> str | None:
-        """The part whose turn it is not."""
-        if self.trains != "in_turn":
-            return None
-        return ("classifier", "prm")[self.current_epoch // self.turn_epochs % 2]
-
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Tie draws to the batch, and put the part that rests in this epoch into eval mode."""
         super().on_train_batch_start(batch, batch_idx)
-        resting = self._rests()
-        if resting != self._resting:
-            self.on_train_end()
-            parts = [] if resting is None else self.network.get_submodule(resting).modules()
-            self._resting, self._asleep = resting, [module for module in parts if module.training]
-            for module in self._asleep:
-                module.training = False
+        if self._turns is not None:
+            self._turns.begin(self.network, self.current_epoch)
 
     def on_train_end(self) -> None:
         """Wake the part that rests."""
-        for module in self._asleep:
-            module.training = True
-        self._resting, self._asleep = None, []
+        if self._turns is not None:
+            self._turns.wake()
 
     def on_after_backward(self) -> None:
-        """Drop the gradients of the part that rests.
-
-        Its parameters ask for gradients all the same: DDP waits for all that asked when it was made.
-        """
+        """Drop the gradients of the part that rests."""
         super().on_after_backward()
-        if self._resting is not None:
-            for parameter in self.network.get_submodule(self._resting).parameters():
-                parameter.grad = None
+        if self._turns is not None:
+            self._turns.drop_gradients(self.network)
 
     # -- training ------------------------------------------------------------------------------------------------------
 
@@ -311,32 +297,3 @@ class PRMClassifier(ImageClassifier):
         """
         super().on_load_checkpoint(checkpoint)
         self._counted_reconstruction = checkpoint.get(_CHECKPOINT_KEY, {}).get("train_reconstruction")
-
-
-def _check(
-    trains: str,
-    turn_epochs: int,
-    reconstruction_weight: float,
-    classification_weight: float,
-    prm: PRMSettings | None,
-) -> None:
-    if trains not in _TRAINED:
-        raise UserError(f"trains={trains!r}: choose one of {', '.join(_TRAINED)}")
-    if turn_epochs < 1:
-        raise UserError(f"turn_epochs={turn_epochs}: a turn is at least one epoch")
-    for name, value in (
-        ("reconstruction_weight", reconstruction_weight),
-        ("classification_weight", classification_weight),
-    ):
-        if not 0 <= value < float("inf"):
-            raise UserError(f"{name}={value} weighs a term of the loss: give 0 or more")
-    if trains != "prm" and classification_weight == 0:
-        raise UserError(f"trains={trains!r} with classification_weight=0: the classifier would learn nothing")
-    if trains == "prm" and classification_weight == 0:
-        if reconstruction_weight == 0:
-            raise UserError("reconstruction_weight=0 and classification_weight=0: nothing is left to train for")
-        if prm is not None and prm.body == "ace":
-            raise UserError(
-                "the ace form adds to the image: alone, its reconstruction is best where it adds nothing; give a "
-                "classification_weight"
-            )

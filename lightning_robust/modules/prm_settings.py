@@ -14,6 +14,8 @@ from lightning_robust.errors import UserError
 from lightning_robust.models import PixelRobustnessManipulator, SparsePattern, read_state_dict, require_fit
 from lightning_robust.models.prm import PUBLISHED_DEPTH
 
+TRAINED = ("prm", "classifier", "both", "in_turn")
+
 _PRM, _CLASSIFIER = "network.prm.", "network.classifier."
 
 
@@ -137,3 +139,37 @@ def load_prm(prm: PixelRobustnessManipulator, path: str) -> None:
     if entries is None:
         entries = {name.removeprefix("prm."): value for name, value in read_state_dict(path).items()}
     load(prm, entries, f"prm_weights {path!r} do not fit the manipulator")
+
+
+def check_training(
+    trains: str,
+    turn_epochs: int,
+    reconstruction_weight: float,
+    classification_weight: float,
+    prm: PRMSettings | None,
+) -> None:
+    """Refuse settings of :class:`~lightning_robust.modules.PRMClassifier`, where each is explained, that train nothing.
+
+    Raises:
+        UserError: naming the setting and the mend.
+    """
+    if trains not in TRAINED:
+        raise UserError(f"trains={trains!r}: choose one of {', '.join(TRAINED)}")
+    if turn_epochs < 1:
+        raise UserError(f"turn_epochs={turn_epochs}: a turn is at least one epoch")
+    for name, value in (
+        ("reconstruction_weight", reconstruction_weight),
+        ("classification_weight", classification_weight),
+    ):
+        if not 0 <= value < float("inf"):
+            raise UserError(f"{name}={value} weighs a term of the loss: give 0 or more")
+    if trains != "prm" and classification_weight == 0:
+        raise UserError(f"trains={trains!r} with classification_weight=0: the classifier would learn nothing")
+    if trains == "prm" and classification_weight == 0:
+        if reconstruction_weight == 0:
+            raise UserError("reconstruction_weight=0 and classification_weight=0: nothing is left to train for")
+        if prm is not None and prm.body == "ace":
+            raise UserError(
+                "the ace form adds to the image: alone, its reconstruction is best where it adds nothing; give a "
+                "classification_weight"
+            )
