@@ -1,0 +1,302 @@
+"""What a run's folder holds, whatever state the run is in: what cannot be read is said and never stops the rest."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from lightning_robust.errors import UserError
+from lightning_robust.report.page.audit import Audit, parse_audit
+from lightning_robust.report.page.pictures import Picture, find_pictures
+from lightning_robust.report.page.settings import flatten
+from lightning_robust.report.seeds import SEEDS_FILE, Spread, read_seeds
+
+_SIGNS = ("config.yaml", "results.json", "metrics.csv", "audit.json", "environment.json", SEEDS_FILE)
+_MOST_CHARACTERS = 32 * 2**20  # of a text file: above that, it is none of ours
+
+T = TypeVar("T")
+Rows = list[dict[str, str]]
+
+
+@dataclass
+class Run:
+    """A run, or several that differ in their seed, as far as its folder tells.
+
+    Attributes:
+        folder: where it lies.
+        name: what it is called on the page; :func:`name_apart` makes the names of several differ.
+        settings: dotted name to value of every setting; empty where ``config.yaml`` is missing.
+        results: final name to number, of seeds their mean.
+        epochs: rows of ``metrics.csv``, name to number.
+        tables: name to rows, from ``tables/*.csv``.
+        pictures: the figures.
+        environment: ``environment.json``: command, versions, devices, status.
+        audit: the verdict, where there is one.
+        spreads: of seeds: name to mean and deviation.
+        members: of seeds: the runs that count.
+        wanted: of seeds: how many runs there were to be.
+        missing: a sentence for everything that one would look for and that is not there or not readable.
+    """
+
+    folder: Path
+    name: str = ""
+    settings: dict[str, str] = field(default_factory=dict)
+    results: dict[str, float] = field(default_factory=dict)
+    epochs: list[dict[str, float]] = field(default_factory=list)
+    tables: dict[str, Rows] = field(default_factory=dict)
+    pictures: list[Picture] = field(default_factory=list)
+    environment: dict[str, Any] = field(default_factory=dict)
+    audit: Audit | None = None
+    spreads: dict[str, Spread] = field(default_factory=dict)
+    members: list[Run] = field(default_factory=list)
+    wanted: int = 0
+    missing: list[str] = field(default_factory=list)
+
+    @property
+    def status(self) -> str:
+        """One of "finished", "running", "interrupted" and "failed"; "unknown" without ``environment.json``."""
+        told = str(self.environment.get("status", "unknown"))
+        return told if told in ("finished", "running", "interrupted", "failed") else "unknown"
+
+    @property
+    def counted(self) -> str:
+        """Over how many seeds a mean is taken."""
+        done = len(self.members)
+        return f"{done} seeds" if done == self.wanted else f"{done} of {self.wanted} seeds"
+
+    @property
+    def max_epochs(self) -> int | None:
+        """How many epochs were to be trained; ``None`` for an evaluation, or where the settings do not tell."""
+        told = self.settings.get("trainer.max_epochs", "")
+        return int(told) if told.isdigit() and self._trains() else None
+
+    def _trains(self) -> bool:
+        stages = self.environment.get("stages")
+        if isinstance(stages, list) and stages:
+            return "fit" in stages
+        return bool(self.epochs) or any(name.startswith("train/") for name in self.results)
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is that of a run, or of a group of seeds."""
+    return any((folder / name).is_file() for name in _SIGNS) or any((folder / "figures").glob("*.png"))
+
+
+def find_runs(given: Sequence[str | Path]) -> list[Path]:
+    """The folders that are meant: runs themselves, files in them, and folders of runs, each of them once.
+
+    Raises:
+        UserError: for what does not exist, and for a folder in which there is no run.
+    """
+    found: dict[Path, Path] = {}
+    for word in given:
+        path = Path(word)
+        if not path.exists():
+            raise UserError(
+                f"report: there is no folder {path}: give the folder of a run, such as runs/quickstart/version_0"
+            )
+        if path.is_file():  # results.json, checkpoints/last.ckpt
+            path = next((folder for folder in list(path.parents)[:2] if is_run(folder)), path)
+        if is_run(path):
+            below = [path]
+        else:
+            below = sorted((folder for folder in path.iterdir() if folder.is_dir() and is_run(folder)), key=_version)
+            below = (
+                below
+                or sorted((folder for folder in path.glob("*/*") if folder.is_dir() and is_run(folder)), key=_version)
+                if path.is_dir()
+                else []
+            )
+        if not below:
+            raise UserError(
+                f"report: {path} is no run's folder and holds none: a run's folder has config.yaml or results.json, "
+                "such as runs/quickstart/version_0"
+            )
+        found.update((folder.resolve(), folder) for folder in below)
+    return list(found.values())
+
+
+def _below(path: Path) -> list[Path]:
+    """The runs in a folder, or in its folders."""
+    for pattern in ("*", "*/*") if path.is_dir() else ():
+        found = [folder for folder in path.glob(pattern) if folder.is_dir() and is_run(folder)]
+        if found:
+            return sorted(found, key=_version)
+    return []
+
+
+def _version(folder: Path) -> tuple[str, int, str]:
+    head, _, tail = folder.name.rpartition("_")
+    return (str(folder.parent), int(tail), head) if tail.isdigit() else (str(folder.parent), -1, folder.name)
+
+
+def name_apart(runs: Sequence[Run]) -> None:
+    """Call each run by the end of its path, two parts or as many as tell all of them apart."""
+    paths = [run.folder.resolve().parts for run in runs]
+    for length in range(2, max(map(len, paths), default=2) + 1):
+        names = ["/".join(parts[-length:]) for parts in paths]
+        if len(set(names)) == len(names):
+            break
+    for run, name in zip(runs, names, strict=True):
+        run.name = name
+
+
+def read_run(folder: str | Path) -> Run:
+    """Read what is there.
+
+    Args:
+        folder: of a run, or of a group of seeds.
+    """
+    folder = Path(folder)
+    run = Run(folder, name="/".join(folder.resolve().parts[-2:]))
+    say = run.missing.append
+    run.environment = _read(folder / "environment.json", _mapping, say, optional=True) or {}
+    config = _read(
+        folder / "config.yaml", _yaml_mapping, say, absent="config.yaml is missing: the settings are not known"
+    )
+    run.settings = flatten(config or {})
+    run.audit = _read(folder / "audit.json", parse_audit, say, optional=True)
+    run.pictures = find_pictures(folder)
+    for file in sorted((folder / "tables").glob("*.csv")):
+        rows = _read(file, _rows, say, optional=True)
+        if rows is not None:
+            run.tables[file.stem] = rows
+    if (folder / SEEDS_FILE).is_file():
+        _read_members(run)
+    else:
+        run.results = (
+            _read(
+                folder / "results.json",
+                _numbers,
+                say,
+                absent="results.json is missing: nothing was measured to the end",
+            )
+            or {}
+        )
+        lines = _read(folder / "metrics.csv", _rows, say, optional=True) or []
+        run.epochs = [_floats(line) for line in lines]
+    run.missing += _unfinished(run)
+    return run
+
+
+def _read_members(run: Run) -> None:
+    """A group: means and deviations in place of results, and the members' settings, curves and figures."""
+    seeds = _read(run.folder / SEEDS_FILE, read_seeds, run.missing.append)
+    if seeds is None:
+        return
+    run.spreads = seeds.spreads
+    run.results = {name: spread.mean for name, spread in seeds.spreads.items()}
+    run.wanted = len(seeds.seeds)
+    for place in seeds.runs:
+        if place in seeds.failed:
+            continue
+        if is_run(run.folder / place):
+            member = read_run(run.folder / place)
+            member.name = place
+            run.members.append(member)
+            run.missing += [f"{place}: {sentence}" for sentence in member.missing]
+        else:
+            run.missing.append(f"{place}: the folder of this repetition is missing")
+    run.missing += [f"{place}: {reason}" for place, reason in seeds.failed.items()]
+    first = next((member for member in run.members if member.settings), None)
+    if first is not None and not run.settings:
+        run.missing = [line for line in run.missing if not line.startswith("config.yaml is missing")]
+        run.settings = {**first.settings, "seed_everything": ", ".join(map(str, seeds.seeds))}
+    run.environment = {**(first.environment if first else {}), **run.environment}
+    drawn = next((member for member in run.members if member.pictures), None)
+    if drawn is not None and not run.pictures:
+        run.pictures = [picture.of(drawn.name) for picture in drawn.pictures]
+
+
+def _unfinished(run: Run) -> list[str]:
+    """What a run that did not come to its end lacks."""
+    out = []
+    error = str(run.environment.get("error") or "").strip()
+    if run.status == "failed":
+        out.append(f"the run failed{f' ({error})' if error else ''}: what it had found until then is shown")
+    elif run.status == "interrupted":
+        out.append("the run was interrupted: what it had found until then is shown; --ckpt_path last goes on with it")
+    elif run.status == "running":
+        out.append("the run was still running when this page was made, or it was killed")
+    if run.members:
+        return out
+    wanted, done = run.max_epochs, len(run.epochs)
+    if wanted and done < wanted and run.status != "finished":
+        out.append(f"{done} of {wanted} epochs are there")
+    if run.results and not any(name.startswith("test/") for name in run.results):
+        out.append("there are no test results: the numbers are those of the validation images")
+    return out
+
+
+# -- files -------------------------------------------------------------------------------------------------------------
+
+
+def _read(
+    file: Path, parse: Callable[[str], T], say: Callable[[str], None], *, absent: str = "", optional: bool = False
+) -> T | None:
+    """What a file holds; where it is missing or broken, a sentence says so."""
+    if not file.is_file():
+        if not optional:
+            say(absent or f"{file.name} is missing")
+        return None
+    place = f"{file.parent.name}/{file.name}" if file.parent.name == "tables" else file.name
+    try:
+        if file.stat().st_size > _MOST_CHARACTERS:
+            raise ValueError(f"it has more than {_MOST_CHARACTERS // 2**20} MiB")
+        return parse(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        say(f"{place} cannot be read: {error.strerror}")
+    except (ValueError, KeyError, TypeError, csv.Error, yaml.YAMLError, RecursionError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        say(f"{place} is broken and left out: {reason}")
+    return None
+
+
+def _mapping(text: str) -> dict[str, Any]:
+    values = json.loads(text)
+    if not isinstance(values, dict):
+        raise ValueError("it holds no names with values")
+    return values
+
+
+def _yaml_mapping(text: str) -> dict[str, Any]:
+    values = yaml.safe_load(text)
+    if not isinstance(values, dict):
+        raise ValueError("it holds no settings")
+    return values
+
+
+def _numbers(text: str) -> dict[str, float]:
+    values = _mapping(text)
+    return {
+        str(name): math.nan if value is None else float(value)
+        for name, value in values.items()
+        if value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+    }
+
+
+def _rows(text: str) -> Rows:
+    reader = csv.DictReader(text.splitlines())
+    rows = list(reader)
+    for number, row in enumerate(rows):
+        if None in row or None in row.values():
+            raise ValueError(f"row {number + 1} has not as many values as there are columns")
+    return rows
+
+
+def _floats(row: dict[str, str]) -> dict[str, float]:
+    """The numbers of a row; empty cells and texts are left out."""
+    out = {}
+    for name, value in row.items():
+        try:
+            out[name] = float(value)
+        except ValueError:
+            continue
+    return out
