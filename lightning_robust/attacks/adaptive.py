@@ -18,8 +18,9 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from lightning_robust.attacks.base import Attack, AttackResult, Outcome, Problem
+from lightning_robust.attacks.base import Attack, AttackResult, Outcome
 from lightning_robust.attacks.context import Model, attacking
+from lightning_robust.attacks.problem import Problem
 from lightning_robust.attacks.randomness import mix_seed
 from lightning_robust.attacks.threat_model import ThreatModel
 from lightning_robust.errors import UserError

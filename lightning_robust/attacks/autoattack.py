@@ -14,9 +14,10 @@ from lightning_robust.attacks.adaptive import EOT, Transfer
 from lightning_robust.attacks.apgd import APGD
 from lightning_robust.attacks.autoattack_checks import Watched, check_model, fit_to_classes, warn_if_square_wins
 from lightning_robust.attacks.autoattack_targets import together
-from lightning_robust.attacks.base import Attack, AttackResult, Outcome, Problem
+from lightning_robust.attacks.base import Attack, AttackResult, Outcome
 from lightning_robust.attacks.context import Model
 from lightning_robust.attacks.fab import FAB
+from lightning_robust.attacks.problem import Problem
 from lightning_robust.attacks.randomness import mix_seed
 from lightning_robust.attacks.square import Square
 from lightning_robust.attacks.threat_model import Norm, ThreatModel, check_ball_norm
@@ -52,14 +53,15 @@ class AutoAttack(Attack):
     """AutoAttack: the worst case, image by image, over attacks that fail in different ways.
 
     Each attack runs on the images that withstood those before it. The versions and their constants are the official
-    ones, but that in L1 the official APGD spends its first steps in balls of 3ε and 2ε:
+    ones:
 
     * "standard": ``apgd-ce``, ``apgd-t`` (targeted DLR loss, the 9 most likely classes), ``fab-t`` (9 classes) and
-      ``square`` (5,000 queries). In L1 ``apgd-ce`` has 5 restarts and ``apgd-t`` 5 classes.
+      ``square`` (5,000 queries). In L1 ``apgd-ce`` has 5 restarts, ``apgd-t`` 5 classes, and both spend their first
+      steps in larger balls (``warm_up``).
     * "plus": ``apgd-ce``, ``apgd-dlr`` and ``fab`` with 5 restarts each, ``square``, ``apgd-t`` and ``fab-t``.
     * "rand", for models that are random: ``apgd-ce`` and ``apgd-dlr``, each step averaged over 20 draws
       (:class:`~lightning_robust.attacks.adaptive.EOT`).
-    * "custom": those that ``attacks`` names (as in "standard", with one restart), or attacks of your own.
+    * "custom": those that ``attacks`` names (one restart, no ``warm_up``), or attacks of your own.
 
     A model that fools the evaluation is warned of, as the official code does: one whose answers differ from call to
     call, one whose outputs look like probabilities, one that computes gradients while it predicts, gradients that are
@@ -137,7 +139,9 @@ class AutoAttack(Attack):
     def members(self) -> dict[str, Attack]:
         """The attacks in their order, by name."""
         if self.version == "standard":
-            more = {"apgd-ce": {"restarts": 5}, "apgd-t": {"n_targets": 5}} if self.norm == "l1" else {}
+            more: dict[str, dict[str, Any]] = {}
+            if self.norm == "l1":
+                more = {"apgd-ce": {"restarts": 5, "warm_up": True}, "apgd-t": {"n_targets": 5, "warm_up": True}}
             return {
                 name: _NAMED[name](eps=self.eps, norm=self.norm, **more.get(name, {}))
                 for name in ("apgd-ce", "apgd-t", "fab-t", "square")

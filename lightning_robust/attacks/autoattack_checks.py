@@ -12,7 +12,8 @@ from torch import Tensor
 
 from lightning_robust.attacks.adaptive import EOT
 from lightning_robust.attacks.apgd import APGD
-from lightning_robust.attacks.base import Attack, Problem
+from lightning_robust.attacks.base import Attack
+from lightning_robust.attacks.problem import Problem
 from lightning_robust.attacks.square import Square
 
 _IMAGES = 16  # that the model is looked at with

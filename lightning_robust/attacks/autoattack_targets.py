@@ -9,8 +9,9 @@ import torch
 
 from lightning_robust.attacks.apgd import APGD
 from lightning_robust.attacks.autoattack_checks import Watched
-from lightning_robust.attacks.base import Attack, Outcome, Problem
+from lightning_robust.attacks.base import Attack, Outcome
 from lightning_robust.attacks.fab import FAB
+from lightning_robust.attacks.problem import Problem
 from lightning_robust.attacks.randomness import mix_seed
 from lightning_robust.attacks.threat_model import ThreatModel
 

@@ -10,12 +10,14 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from lightning_robust.attacks.base import Outcome, Problem
+from lightning_robust.attacks.base import Outcome
 from lightning_robust.attacks.cw_hinge import Hinge
 from lightning_robust.attacks.cw_l0 import L0Search
+from lightning_robust.attacks.cw_l2 import L2Search
 from lightning_robust.attacks.cw_linf import LinfSearch
-from lightning_robust.attacks.cw_search import L2Search, Search, Settings, draw_back
+from lightning_robust.attacks.cw_search import Search, Settings, draw_back
 from lightning_robust.attacks.minimal_norm import MinimalNormAttack, Smallest
+from lightning_robust.attacks.problem import Problem
 from lightning_robust.errors import UserError
 
 CWNorm = Literal["l2", "linf", "l0"]

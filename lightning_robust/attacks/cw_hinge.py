@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_robust.attacks.base import Problem
 from lightning_robust.attacks.losses import margin
+from lightning_robust.attacks.problem import Problem
 from lightning_robust.attacks.projection import per_image
 
 # A backward pass is left out where that saves it for so many points at a time. On a GPU, a pass over a few points takes

@@ -10,10 +10,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lightning_robust.attacks.base import Outcome, Problem
+from lightning_robust.attacks.base import Outcome
 from lightning_robust.attacks.hyperplane import gradients_if_worthwhile, slopes
 from lightning_robust.attacks.losses import margin
 from lightning_robust.attacks.minimal_norm import MinimalNormAttack, Smallest
+from lightning_robust.attacks.problem import Problem
 from lightning_robust.attacks.projection import per_image, steepest
 from lightning_robust.errors import UserError
 

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_robust.attacks.base import Attack, Outcome, Problem
+from lightning_robust.attacks.base import Attack, Outcome
 from lightning_robust.attacks.context import Model
+from lightning_robust.attacks.problem import Problem
 from lightning_robust.attacks.projection import norms, project
 from lightning_robust.attacks.threat_model import Norm, ThreatModel, check_ball_norm
 from lightning_robust.errors import UserError

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_robust.attacks.base import Outcome, Problem
+from lightning_robust.attacks.base import Outcome
 from lightning_robust.attacks.hyperplane import Functions, gradients_if_worthwhile, nearest, smallest_move
 from lightning_robust.attacks.losses import margin
 from lightning_robust.attacks.minimal_norm import MinimalNormAttack, Smallest
+from lightning_robust.attacks.problem import Problem
 from lightning_robust.attacks.projection import norms, per_image
 from lightning_robust.attacks.randomness import normal, uniform
 from lightning_robust.attacks.threat_model import Norm, check_ball_norm

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from lightning_robust.attacks.base import Problem
+from lightning_robust.attacks.problem import Problem
 from lightning_robust.attacks.projection import norms, per_image
 from lightning_robust.attacks.threat_model import Norm
 

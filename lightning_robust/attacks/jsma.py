@@ -6,8 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from lightning_robust.attacks.base import Attack, Outcome, Problem
+from lightning_robust.attacks.base import Attack, Outcome
 from lightning_robust.attacks.jsma_search import SaliencySearch
+from lightning_robust.attacks.problem import Problem
 from lightning_robust.attacks.threat_model import ThreatModel, parse_number
 from lightning_robust.errors import UserError
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lightning_robust.attacks.base import Problem
+from lightning_robust.attacks.problem import Problem
 from lightning_robust.attacks.saliency import best_pairs, best_sums
 from lightning_robust.attacks.threat_model import parse_number
 from lightning_robust.errors import UserError

@@ -9,9 +9,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lightning_robust.attacks.base import Outcome, Problem
+from lightning_robust.attacks.base import Outcome
 from lightning_robust.attacks.losses import LOSSES, AttackLoss, kl_divergence
 from lightning_robust.attacks.pgd import PGD, restarted
+from lightning_robust.attacks.problem import Problem
 from lightning_robust.attacks.randomness import normal
 from lightning_robust.errors import UserError
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_robust.attacks.base import Attack, Outcome, Problem
+from lightning_robust.attacks.base import Attack, Outcome
 from lightning_robust.attacks.losses import margin
+from lightning_robust.attacks.problem import Problem
 from lightning_robust.attacks.projection import norms
 from lightning_robust.attacks.threat_model import AnyNorm, ThreatModel
 

@@ -11,11 +11,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lightning_robust.attacks.base import Attack, Outcome, Problem, Progress
+from lightning_robust.attacks.base import Attack, Outcome
 from lightning_robust.attacks.context import Model, attacking
-from lightning_robust.attacks.differential_evolution import BOUNDS, EvolutionState, check_settings
+from lightning_robust.attacks.differential_evolution import BOUNDS, check_settings
+from lightning_robust.attacks.evolution_state import EvolutionState
 from lightning_robust.attacks.one_pixel_evolution import Evolution, ask, at_once
 from lightning_robust.attacks.pixel_goal import PixelRuns
+from lightning_robust.attacks.problem import Problem, Progress
 from lightning_robust.attacks.threat_model import ThreatModel
 from lightning_robust.errors import UserError
 

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lightning_robust.attacks.base import Outcome, Problem
+from lightning_robust.attacks.base import Outcome
 from lightning_robust.attacks.context import Model
-from lightning_robust.attacks.differential_evolution import REMEMBERED, EvolutionState, children, novel, survivors
+from lightning_robust.attacks.differential_evolution import children, novel, survivors
+from lightning_robust.attacks.evolution_state import REMEMBERED, EvolutionState
 from lightning_robust.attacks.pixel_canvas import PixelCanvas
 from lightning_robust.attacks.pixel_goal import log_odds, of_probabilities, reached
+from lightning_robust.attacks.problem import Problem
 from lightning_robust.attacks.randomness import mix_seed, normal, uniform
 from lightning_robust.errors import UserError
 

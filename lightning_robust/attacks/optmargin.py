@@ -7,11 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_robust.attacks.base import Outcome, Problem
+from lightning_robust.attacks.base import Outcome
 from lightning_robust.attacks.cw import check_gradient, check_settings
 from lightning_robust.attacks.cw_hinge import Hinge
-from lightning_robust.attacks.cw_search import L2Search, Settings, draw_back
+from lightning_robust.attacks.cw_l2 import L2Search
+from lightning_robust.attacks.cw_search import Settings, draw_back
 from lightning_robust.attacks.minimal_norm import MinimalNormAttack
+from lightning_robust.attacks.problem import Problem
 from lightning_robust.attacks.randomness import uniform
 from lightning_robust.attacks.threat_model import Norm, parse_number
 from lightning_robust.errors import UserError

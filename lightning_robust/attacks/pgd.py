@@ -8,8 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lightning_robust.attacks.base import Attack, Outcome, Problem
+from lightning_robust.attacks.base import Attack, Outcome
 from lightning_robust.attacks.losses import LOSSES, AttackLoss
+from lightning_robust.attacks.problem import Problem
 from lightning_robust.attacks.projection import project, steepest
 from lightning_robust.attacks.randomness import ball
 from lightning_robust.attacks.threat_model import Norm, ThreatModel, check_ball_norm, parse_number

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_robust.attacks.base import Problem
 from lightning_robust.attacks.differential_evolution import fingerprints
+from lightning_robust.attacks.problem import Problem
 
 
 class PixelCanvas:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_robust.attacks.base import Problem
 from lightning_robust.attacks.context import Model
+from lightning_robust.attacks.problem import Problem
 from lightning_robust.errors import UserError
 
 

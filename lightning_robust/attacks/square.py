@@ -9,8 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lightning_robust.attacks.base import Attack, Outcome, Problem
+from lightning_robust.attacks.base import Attack, Outcome
 from lightning_robust.attacks.losses import cross_entropy, margin
+from lightning_robust.attacks.problem import Problem
 from lightning_robust.attacks.projection import norms
 from lightning_robust.attacks.randomness import uniform
 from lightning_robust.attacks.squares import Squares

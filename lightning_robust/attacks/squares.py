@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_robust.attacks.base import Problem
+from lightning_robust.attacks.problem import Problem
 from lightning_robust.attacks.projection import norms, per_image, project
 from lightning_robust.attacks.threat_model import ThreatModel
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_robust.attacks.base import Progress
 from lightning_robust.attacks.context import Model, attacking
-from lightning_robust.attacks.differential_evolution import EvolutionState
+from lightning_robust.attacks.evolution_state import EvolutionState
 from lightning_robust.attacks.one_pixel import OnePixel
 from lightning_robust.attacks.pixel_goal import PixelRuns
 
@@ -126,6 +126,7 @@ class Course:
     Attributes:
         logits: ``(N, K)`` of the clean images.
         number: ``(N,)`` each image's place in the data.
+        mask: where pixels may change; ``None``: everywhere.
         stand_in: a faster model to search on.
         state: where to go on.
         checkpoint: given the state every ``every`` generations.
@@ -135,6 +136,7 @@ class Course:
 
     logits: Tensor
     number: Tensor
+    mask: Tensor | None = None
     stand_in: Model | None = None
     state: EvolutionState | None = None
     checkpoint: Callable[[EvolutionState], None] | None = None
@@ -157,6 +159,7 @@ def all_targets(attack: OnePixel, model: Model, images: Tensor, labels: Tensor, 
         images,
         labels,
         num_classes=course.logits.shape[1],
+        mask=course.mask,
         clean_logits=course.logits,
         progress=course.progress,
         state=course.state,
@@ -173,6 +176,7 @@ def without_target(attack: OnePixel, model: Model, images: Tensor, labels: Tenso
         model,
         images,
         labels,
+        mask=course.mask,
         clean_logits=course.logits,
         progress=course.progress,
         state=course.state,

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_robust.attacks.differential_evolution import EvolutionState
+from lightning_robust.attacks.evolution_state import EvolutionState
 from lightning_robust.callbacks.one_pixel_runs import Runs
 from lightning_robust.errors import UserError
 from lightning_robust.report import atomic_file

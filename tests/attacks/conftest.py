@@ -5,9 +5,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from sklearn.datasets import load_digits
 from torch import nn
 
@@ -41,3 +43,30 @@ def digits() -> Trained:
             optimizer.step()
     model.eval().requires_grad_(False)
     return Trained(model, images[900:], labels[900:])
+
+
+@pytest.fixture(scope="session")
+def cifar(real_data: Path) -> Trained:
+    """The published ResNet-20 and 100 test images of CIFAR-10."""
+    from lightning_robust.models import create_network
+
+    weights = real_data / "weights/pytorch_resnet_cifar10/resnet20-12fca82f.th"
+    model = create_network("resnet20", 10, (3, 32, 32), weights=weights, mean="imagenet")
+    images = np.asarray(Image.open(real_data / "cifar10/test_images.png")).reshape(-1, 32, 32, 3)[:100]
+    labels = torch.from_numpy(np.load(real_data / "cifar10/test_labels.npz")["labels"][:100]).long()
+    # copied as (N, C, H, W): some peers stumble over the strides of a permuted tensor
+    pixels = torch.from_numpy(images.copy()).permute(0, 3, 1, 2).contiguous().float() / 255
+    return Trained(model.eval().requires_grad_(False), pixels, labels)
+
+
+@pytest.fixture(scope="session")
+def mnist(real_data: Path) -> Trained:
+    """A provably robust network (ε = 0.1, arXiv 1711.00851) and 200 test images of MNIST."""
+    from torchvision.datasets import MNIST
+
+    from lightning_robust.models import create_network
+
+    weights = real_data / "weights/convex_adversarial/mnist.pth"
+    model = create_network("small_cnn", 10, (1, 28, 28), weights=weights)
+    data = MNIST(str(real_data), train=False)
+    return Trained(model.eval().requires_grad_(False), data.data[:200, None].float() / 255, data.targets[:200])

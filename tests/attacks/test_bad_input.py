@@ -69,6 +69,7 @@ def test_step_size(attack: type[Attack], settings: dict[str, Any], message: str)
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"norm": "l2", "warm_up": True}, "warm_up is for norm=.l1"),
         ({"rho": 0}, "rho=0 is a share between 0 and 1"),
         ({"rho": 1.0}, "rho=1.0 is a share"),
         ({"n_targets": 0}, "n_targets"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,6 @@ from lightning_robust.attacks.cw import CW
 from lightning_robust.attacks.cw_hinge import Hinge
 from lightning_robust.attacks.fab import FAB
 from lightning_robust.errors import UserError
-from lightning_robust.models import create_network
 
 MASK = torch.zeros(SHAPE[1:]).index_fill(1, torch.arange(3), 1)
 COSTLY = {"compiled model", "DDP-wrapped model", "under bf16 autocast"}
@@ -405,31 +403,6 @@ def test_a_stand_in_loses_no_success(digits: Trained, dtype: torch.dtype | None)
 
 
 # -- published networks ------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def cifar(real_data: Path) -> Trained:
-    """The published ResNet-20 and 100 test images of CIFAR-10."""
-    from PIL import Image
-
-    weights = real_data / "weights/pytorch_resnet_cifar10/resnet20-12fca82f.th"
-    model = create_network("resnet20", 10, (3, 32, 32), weights=weights, mean="imagenet")
-    images = np.asarray(Image.open(real_data / "cifar10/test_images.png")).reshape(-1, 32, 32, 3)[:100]
-    labels = torch.from_numpy(np.load(real_data / "cifar10/test_labels.npz")["labels"][:100]).long()
-    return Trained(
-        model.eval().requires_grad_(False), torch.from_numpy(images.copy()).permute(0, 3, 1, 2).float() / 255, labels
-    )
-
-
-@pytest.fixture(scope="module")
-def mnist(real_data: Path) -> Trained:
-    """A provably robust network (ε = 0.1) and 100 test images of MNIST."""
-    from torchvision.datasets import MNIST
-
-    weights = real_data / "weights/convex_adversarial/mnist.pth"
-    model = create_network("small_cnn", 10, (1, 28, 28), weights=weights)
-    data = MNIST(str(real_data), train=False)
-    return Trained(model.eval().requires_grad_(False), data.data[:100, None].float() / 255, data.targets[:100])
 
 
 @pytest.mark.slow

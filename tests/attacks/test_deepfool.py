@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from conformance import CHECKS, CLASSES, SHAPE, Setting, Trained, evaluate, make_batch, make_model
@@ -101,32 +99,6 @@ def compare_with_foolbox(norm: str, trained: Trained, ours: Tensor, atol: float 
 def test_as_near_as_foolbox_on_digits(norm: str, digits: Trained) -> None:
     some = Trained(digits.model, digits.images[:300], digits.labels[:300])
     compare_with_foolbox(norm, some, DeepFool(norm=norm)(*some))
-
-
-@pytest.fixture(scope="module")
-def cifar(real_data: Path) -> Trained:
-    """The published ResNet-20 and 100 test images of CIFAR-10."""
-    from PIL import Image
-
-    from lightning_robust.models import create_network
-
-    weights = real_data / "weights/pytorch_resnet_cifar10/resnet20-12fca82f.th"
-    model = create_network("resnet20", 10, (3, 32, 32), weights=weights, mean="imagenet").eval().requires_grad_(False)
-    images = np.asarray(Image.open(real_data / "cifar10/test_images.png")).reshape(-1, 32, 32, 3)[:100]
-    labels = torch.from_numpy(np.load(real_data / "cifar10/test_labels.npz")["labels"][:100]).long()
-    return Trained(model, torch.from_numpy(images.copy()).permute(0, 3, 1, 2).float() / 255, labels)
-
-
-@pytest.fixture(scope="module")
-def mnist(real_data: Path) -> Trained:
-    """A provably robust network (ε = 0.1) and 200 test images of MNIST."""
-    from torchvision.datasets import MNIST
-
-    from lightning_robust.models import create_network
-
-    model = create_network("small_cnn", 10, (1, 28, 28), weights=real_data / "weights/convex_adversarial/mnist.pth")
-    data = MNIST(str(real_data), train=False)
-    return Trained(model.eval().requires_grad_(False), data.data[:200, None].float() / 255, data.targets[:200])
 
 
 @pytest.mark.real_data

@@ -10,7 +10,6 @@ import torch
 
 from lightning_robust.attacks.differential_evolution import (
     STRATEGIES,
-    EvolutionState,
     check_settings,
     children,
     fingerprints,
@@ -19,6 +18,7 @@ from lightning_robust.attacks.differential_evolution import (
     repaired,
     survivors,
 )
+from lightning_robust.attacks.evolution_state import EvolutionState
 from lightning_robust.errors import UserError
 
 KEYS = torch.arange(1, 4) * 0x1234567

@@ -14,14 +14,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from conformance import Trained
 from torch import Tensor, nn
 
-from lightning_robust.attacks import APGD, FGSM, PGD, Attack, accelerate
+from lightning_robust.attacks import APGD, FGSM, PGD, Attack, accelerate, apgd_search
 from lightning_robust.attacks.losses import LOSSES
+from lightning_robust.attacks.projection import project
 
 foolbox = pytest.importorskip("foolbox")
 torchattacks = pytest.importorskip("torchattacks")
@@ -206,6 +206,56 @@ def test_apgd_leaves_the_robust_accuracy_of_the_official_code(norm: str, loss: s
     assert ours == pytest.approx(expected, abs=0.005)
 
 
+@pytest.mark.parametrize("loss", ["ce", "dlr_targeted"])
+def test_apgd_in_larger_balls_first_leaves_the_robust_accuracy_of_the_official_code(loss: str, digits: Trained) -> None:
+    """L1 as AutoAttack runs it: 30 % of the steps in a ball of 3ε, 30 % in one of 2ε, the rest in that of ε."""
+    model, images, labels = digits
+    restarts = 2 if loss == "dlr_targeted" else 6
+    settings = {"n_target_classes": 3} if loss == "dlr_targeted" else {}
+    theirs = their_apgd(model, "l1", loss, 20, n_restarts=restarts, use_largereps=True, **settings)
+    expected = robust_accuracy(model, theirs.perturb(images, labels), labels)
+    assert 0.1 < expected < 0.9
+    attack = APGD(eps=EPS["l1"], norm="l1", steps=20, loss=loss, n_targets=3, restarts=restarts, warm_up=True)
+    result = attack.run(model, images, labels)
+    assert 1 - float(result.success.double().mean()) == pytest.approx(expected, abs=0.01)
+    assert float(result.norms["l1"].max()) <= EPS["l1"] + 1e-6
+
+
+def test_the_larger_balls_are_those_of_the_official_code(digits: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From one start and with one projection. The official one leaves values at 1e-8 that its step counts as moved."""
+    model = copy.deepcopy(digits.model).double()
+    images, labels = digits.images[SLICE].double(), digits.labels[SLICE]
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    monkeypatch.setattr(autopgd.torch, "randn_like", lambda values: noise.clone())
+    monkeypatch.setattr(apgd_search, "normal", lambda keys, shape, dtype, stream: noise)
+    monkeypatch.setattr(autopgd, "L1_projection", lambda x, d, eps: project(x, x + d, "l1", eps) - x - d)
+    monkeypatch.setattr(autopgd, "L0_norm", lambda d: d.abs().gt(1e-12).flatten(1).sum(1))
+    for steps, iterations in ((10, [3, 3, 4]), (20, [6, 6, 8])):
+        theirs = their_apgd(model, "l1", "ce", steps, use_largereps=True)
+        radii = [3 * EPS["l1"], 2 * EPS["l1"], EPS["l1"]]
+        best, _, best_loss, _ = theirs.decr_eps_pgd(images, labels, radii, iterations)
+        attack = APGD(eps=EPS["l1"], norm="l1", steps=steps, warm_up=True, stop_at_success=False)
+        assert [count for _, count in attack.balls] == iterations
+        result = attack.run(model, images, labels)
+        withstand = ~result.success
+        assert withstand.sum() >= 20
+        same = (result.images - best).abs().flatten(1).amax(1)[withstand] < 1e-5
+        assert same.double().mean() > 0.95  # of two gradients that are equal to rounding either may be taken
+        with torch.no_grad():
+            loss = LOSSES["ce"](model(result.images), labels)
+        assert loss[withstand].mean() == pytest.approx(float(best_loss[withstand].mean()), rel=0.01)
+
+
+@pytest.mark.parametrize(("steps", "balls"), [(1, [1]), (2, [2]), (3, [1, 1, 1]), (4, [1, 1, 2]), (100, [30, 30, 40])])
+def test_no_step_is_lost_to_larger_balls(steps: int, balls: list[int], digits: Trained) -> None:
+    attack = APGD(eps=1.0, norm="l1", steps=steps, warm_up=True)
+    assert [count for _, count in attack.balls] == balls
+    assert [radius for radius, _ in attack.balls] == [3.0, 2.0, 1.0][-len(balls) :]
+    result = attack.replace(stop_at_success=False).run(digits.model, digits.images[:3], digits.labels[:3])
+    assert result.iterations.tolist() == [steps] * 3
+    assert result.queries.tolist() == [steps + len(balls)] * 3
+
+
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_apgd_is_not_weaker_than_pgd(norm: str, digits: Trained) -> None:
     model, images, labels = digits
@@ -239,27 +289,6 @@ def fashion(real_data: Path) -> Trained:
     model.load_state_dict(weights)
     data = FashionMNIST(str(real_data), train=False)
     return Trained(model.eval().requires_grad_(False), data.data[:500, None].float() / 255, data.targets[:500])
-
-
-@pytest.fixture(scope="module")
-def cifar(real_data: Path) -> Trained:
-    """The published ResNet-20 and 64 test images of CIFAR-10."""
-    from PIL import Image
-
-    from lightning_robust.models import create_network
-
-    model = create_network(
-        "resnet20",
-        10,
-        (3, 32, 32),
-        weights=real_data / "weights/pytorch_resnet_cifar10/resnet20-12fca82f.th",
-        mean="imagenet",
-    )
-    images = np.asarray(Image.open(real_data / "cifar10/test_images.png")).reshape(-1, 32, 32, 3)[:64]
-    labels = torch.from_numpy(np.load(real_data / "cifar10/test_labels.npz")["labels"][:64]).long()
-    return Trained(
-        model.eval().requires_grad_(False), torch.from_numpy(images.copy()).permute(0, 3, 1, 2).float() / 255, labels
-    )
 
 
 @pytest.mark.real_data
