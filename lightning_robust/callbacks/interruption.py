@@ -1,4 +1,4 @@
-"""Ctrl-C at a point from which a run can go on."""
+"""Signals: Ctrl-C ends training at a point from which it can go on, SIGTERM also ends an evaluation."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import WeightAveraging
 from pytorch_lightning.strategies import DDPStrategy
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 
 class Interruption(pl.Callback):
@@ -19,14 +20,19 @@ class Interruption(pl.Callback):
     without a checkpoint. On several devices all stop after the same training batch.
     :class:`~lightning_robust.callbacks.RunResults` adds this callback at the end of the trainer's list, so that every
     other callback has seen the batch.
+
+    An evaluation has nothing to go on from: both signals end it at once. Lightning alone looks for SIGTERM after each
+    batch but the last, and a batch under attack or a study after the last one may take hours, where a scheduler kills
+    after some seconds.
     """
 
     def __init__(self) -> None:
         self.asked = False
         self._point: str | None = None  # where the run stopped: "training" or "validation"
-        self._previous: Any = None
+        self._previous: dict[signal.Signals, Any] = {}
+        self._trainer: pl.Trainer | None = None
 
-    # -- the signal ----------------------------------------------------------------------------------------------------
+    # -- the signals ---------------------------------------------------------------------------------------------------
 
     def _signalled(self, number: int, frame: Any) -> None:
         if self.asked:
@@ -34,17 +40,29 @@ class Interruption(pl.Callback):
         self.asked = True
         sys.stderr.write("\nCtrl-C: stopping after this batch (again: at once, without a checkpoint)\n")
 
+    def _terminated(self, number: int, frame: Any) -> None:
+        launcher = None if self._trainer is None else self._trainer.strategy.launcher
+        self._release()
+        if launcher is not None:
+            launcher.kill(signal.Signals(number))  # the processes of the other devices
+        raise SIGTERMException
+
+    def _take(self, number: signal.Signals, handler: Any) -> None:
+        if threading.current_thread() is threading.main_thread():  # no other one may
+            self._previous[number] = signal.signal(number, handler)
+
     def _release(self) -> None:
-        if self._previous is not None and signal.getsignal(signal.SIGINT) == self._signalled:
-            signal.signal(signal.SIGINT, self._previous)
-        self._previous = None
+        for number, handler in self._previous.items():
+            if signal.getsignal(number) in (self._signalled, self._terminated):
+                signal.signal(number, handler)
+        self._previous.clear()
+        self._trainer = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take Ctrl-C over, where it has its usual meaning."""
         self.asked, self._point = False, None
-        main = threading.current_thread() is threading.main_thread()
-        if main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            self._previous = signal.signal(signal.SIGINT, self._signalled)
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            self._take(signal.SIGINT, self._signalled)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Give it back."""
@@ -53,7 +71,28 @@ class Interruption(pl.Callback):
             self._stop("training")
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Give it back."""
+        """Give them back."""
+        self._release()
+
+    def _begin_evaluation(self, trainer: pl.Trainer) -> None:
+        if trainer.state.fn != "fit":
+            self._trainer = trainer
+            self._take(signal.SIGTERM, self._terminated)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take SIGTERM over, unless this is the validation of a fit."""
+        self._begin_evaluation(trainer)
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take SIGTERM over."""
+        self._begin_evaluation(trainer)
+
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take SIGTERM over."""
+        self._begin_evaluation(trainer)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Give them back."""
         self._release()
 
     # -- the points ----------------------------------------------------------------------------------------------------

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 from rich.console import Console
 from rich.table import Table
 
 from lightning_robust.callbacks.interruption import Interruption
 from lightning_robust.callbacks.measurement import run_folder
+from lightning_robust.callbacks.partial_results import partial_results
 from lightning_robust.loggers.run_logger import RunLogger
 from lightning_robust.report import atomic_file, write_json
 
@@ -24,7 +26,9 @@ class RunResults(pl.Callback):
     fit, after each evaluation, and when the run ends early. Ctrl-C lets the running batch finish and writes
     ``checkpoints/interrupted.ckpt``, also as ``last.ckpt``, from which a run goes on as if nothing had happened. (What
     an epoch's ``train/loss`` and ``train/acc`` had counted is kept on one device; on several they count the batches
-    since.)
+    since.) Where an evaluation ends early, what :class:`~lightning_robust.callbacks.AdversarialAccuracy` and
+    :class:`~lightning_robust.callbacks.RobustnessCurve` had counted of the images so far is kept under names that say
+    so: ``test_partial/…`` (on one device).
 
     Args:
         table: print the table of results and the figures' names after a test.
@@ -45,7 +49,7 @@ class RunResults(pl.Callback):
                 logger.prepare()
         self._started = time.monotonic()
         self._fits = stage == "fit"
-        if stage == "fit" and self._interruption is None:
+        if self._interruption is None:
             self._interruption = Interruption()
             trainer.callbacks.append(self._interruption)  # type: ignore[attr-defined]  # the last of them
 
@@ -100,20 +104,29 @@ class RunResults(pl.Callback):
         """Lose nothing that was computed."""
         if self._started is None:  # there is no folder
             return
+        self.results |= partial_results(trainer, pl_module)
         self._collect(trainer)
-        if not isinstance(exception, KeyboardInterrupt) or trainer.state.fn != "fit" or self._interruption is None:
+        if not isinstance(exception, KeyboardInterrupt | SIGTERMException) or self._interruption is None:
             return
         # the folder's name only matters on rank zero
         folder = run_folder(trainer) or Path(trainer.default_root_dir)
-        path = folder / "checkpoints" / "interrupted.ckpt"
-        saved = self._interruption.save(trainer, path)
+        told = "the evaluation ended early"
+        if trainer.state.fn == "fit":
+            if not isinstance(exception, KeyboardInterrupt):
+                return
+            told = self._save(trainer, folder)
         if trainer.is_global_zero:
-            told = "no checkpoint could be taken at this point"
-            if saved:
-                with atomic_file(path.with_name("last.ckpt")) as temporary:
-                    shutil.copyfile(path, temporary)
-                told = f"go on with --ckpt_path last, or elsewhere with --ckpt_path {path}"
             Console(stderr=True).print(f"Interrupted: {told}; the results so far are in {folder}", soft_wrap=True)
+
+    def _save(self, trainer: pl.Trainer, folder: Path) -> str:
+        """Save a checkpoint to go on from, if there can be one, and say so; on every rank."""
+        path = folder / "checkpoints" / "interrupted.ckpt"
+        if self._interruption is None or not self._interruption.save(trainer, path):
+            return "no checkpoint could be taken at this point"
+        if trainer.is_global_zero:
+            with atomic_file(path.with_name("last.ckpt")) as temporary:
+                shutil.copyfile(path, temporary)
+        return f"go on with --ckpt_path last, or elsewhere with --ckpt_path {path}"
 
     def _report(self, trainer: pl.Trainer, stage: str) -> None:
         folder = run_folder(trainer)

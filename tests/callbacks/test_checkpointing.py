@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lightning_robust.attacks import FGSM, PGD
 from lightning_robust.callbacks import AdversarialAccuracy, RobustCheckpoint
+from lightning_robust.callbacks.robust_checkpoint import RobustEarlyStopping
 from lightning_robust.errors import UserError
 from lightning_robust.modules import ImageClassifier, OptimizerSettings
 from lightning_robust.objectives import AWP, FastFGSM, Natural, PGDAdversarial
@@ -84,6 +85,44 @@ def test_early_stopping_on_robust_accuracy(model: Make, trainer: Make, digits: M
     run = trainer(Fixed([0.2, 0.6, 0.5, 0.4, 0.9]), stop, max_epochs=5)
     run.fit(model(objective=ADVERSARIAL), digits())
     assert run.current_epoch == 4  # two epochs without a better one
+
+
+def test_it_stops_where_robust_accuracy_no_longer_rises(model: Make, trainer: Make, digits: Make) -> None:
+    stop = RobustEarlyStopping("fgsm", patience=2)
+    run = trainer(Fixed([0.2, 0.6, 0.5, 0.6, 0.9]), stop, max_epochs=5)
+    run.fit(model(objective=ADVERSARIAL), digits())
+    assert run.current_epoch == 4  # the same again is not better
+    assert float(stop.best_score) == pytest.approx(0.6)
+    run = trainer(Fixed([0.2, 0.6, 0.5, 0.7, 0.6]), RobustEarlyStopping("fgsm", patience=2), max_epochs=5)
+    run.fit(model(objective=ADVERSARIAL), digits())
+    assert run.current_epoch == 5
+    run = trainer(Fixed([0.2, 0.6, 0.605, 0.61]), RobustEarlyStopping("fgsm", patience=2, min_delta=0.02), max_epochs=4)
+    run.fit(model(objective=ADVERSARIAL), digits())
+    assert run.current_epoch == 4
+
+
+def test_only_measurements_count_for_stopping(model: Make, trainer: Make, digits: Make) -> None:
+    measure = Fixed([0.9, 0.6, 0.9, 0.5, 0.9, 0.4, 0.9, 0.9], every_n_epochs=2)
+    run = trainer(measure, RobustEarlyStopping("fgsm", patience=2), max_epochs=8)
+    run.fit(model(objective=ADVERSARIAL), digits())
+    assert run.current_epoch == 6
+
+
+def test_natural_training_stops_by_clean_accuracy(model: Make, trainer: Make, digits: Make) -> None:
+    """Under an attack it stands at zero from the first epoch on, and would end there."""
+    stop = RobustEarlyStopping("fgsm", patience=1)
+    still = OptimizerSettings(lr=1e-14, weight_decay=0)
+    run = trainer(Fixed([0.2, 0.3, 0.4, 0.5]), stop, max_epochs=4)
+    run.fit(model(objective=Natural(), optimizer=still), digits())
+    assert stop.monitor == "val/acc"
+    assert run.current_epoch == 2  # whose clean accuracy is that of the first
+
+
+def test_stopping_by_what_nobody_measures_is_told_before_training(model: Make, trainer: Make, digits: Make) -> None:
+    with pytest.raises(UserError, match="RobustEarlyStopping: no AdversarialAccuracy measures an attack 'pgd'"):
+        trainer(RobustEarlyStopping("pgd", patience=3)).fit(model(objective=ADVERSARIAL), digits())
+    with pytest.raises(UserError, match="patience=0: at least one"):
+        RobustEarlyStopping("pgd", patience=0)
 
 
 class Weights(pl.Callback):
