@@ -5,6 +5,7 @@ from lightning_robust.metrics.classification import ClassificationScore
 from lightning_robust.metrics.defense import defense_rate, falls
 from lightning_robust.metrics.detection import DetectionScores, KindScores, SystemAccuracy, SystemScores
 from lightning_robust.metrics.feature_robustness import FeatureRobustness, FeatureRobustnessScores
+from lightning_robust.metrics.foreground import ForegroundGradient, ForegroundGradientScores
 from lightning_robust.metrics.functional import input_gradient, pixel_gradient
 from lightning_robust.metrics.gradient_amplitude import (
     GradientAmplitude,
@@ -32,6 +33,8 @@ __all__ = [
     "DetectionScores",
     "FeatureRobustness",
     "FeatureRobustnessScores",
+    "ForegroundGradient",
+    "ForegroundGradientScores",
     "GradientAmplitude",
     "GradientAmplitudes",
     "InputGradient",
