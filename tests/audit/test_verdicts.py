@@ -1,0 +1,129 @@
+"""What is made by hand must be flagged by the right check; what is sound must be trusted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import audit_cases as spoilt
+import pytest
+import torch
+from audit_cases import EPS, SHORT, Digit
+from torch import nn
+
+from lightning_robust.attacks import PGD
+from lightning_robust.audit import AuditResult, audit
+
+
+def of(model: nn.Module, digits: Digit) -> AuditResult:
+    result = audit(model, digits.images, digits.labels, eps=EPS, budget=SHORT)
+    assert result.images == len(digits.images)
+    low, high = result.confidence_interval
+    assert 0 <= low <= result.robust_accuracy <= high <= 1
+    assert result.robust_accuracy <= result.clean_accuracy
+    return result
+
+
+@pytest.fixture(scope="module")
+def of_natural(natural: nn.Module, digits: Digit) -> AuditResult:
+    return of(natural, digits)
+
+
+@pytest.fixture(scope="module")
+def of_robust(robust: nn.Module, digits: Digit) -> AuditResult:
+    return of(robust, digits)
+
+
+def test_an_adversarially_trained_network_is_trusted(of_robust: AuditResult, robust: nn.Module, digits: Digit) -> None:
+    assert (of_robust.verdict, of_robust.flagged) == ("trusted", [])
+    assert all(check.outcome == "pass" for check in of_robust.checks)
+    assert of_robust.sentence.startswith("Trust it: ")
+    assert 0.5 < of_robust.robust_accuracy < of_robust.clean_accuracy
+    # a long attack of another kind finds next to nothing more
+    fooled = PGD(eps=EPS, steps=100, restarts=3, loss="margin", seed=77).run(robust, *digits).success
+    assert of_robust.robust_accuracy == pytest.approx(1 - float(fooled.double().mean()), abs=0.011)
+
+
+def test_a_naturally_trained_network_has_gradients_to_trust_and_little_robustness(of_natural: AuditResult) -> None:
+    assert (of_natural.verdict, of_natural.flagged) == ("trusted", [])
+    assert of_natural.robust_accuracy < 0.25 < 0.9 < of_natural.clean_accuracy
+
+
+Case = tuple[Callable[[nn.Module], nn.Module], set[str]]
+
+CASES: dict[str, Case] = {
+    "rounding": (spoilt.Rounding, {"zero_gradients", "differentiable", "quantised_input", "gradient_free"}),
+    "dropout": (spoilt.Dropout, {"eval_mode", "randomness"}),
+    "softmax": (spoilt.TinySoftmax, {"logits"}),
+    "detach": (spoilt.HiddenDetach, {"differentiable"}),
+    "nothing": (spoilt.NoGradient, {"zero_gradients", "differentiable", "uphill", "gradient_free", "unbounded"}),
+    "loud": (spoilt.Loud, {"zero_gradients", "logit_scale"}),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_hides_its_gradients_is_flagged_by_the_right_check(
+    name: str, natural: nn.Module, digits: Digit, of_natural: AuditResult
+) -> None:
+    spoil, expected = CASES[name]
+    result = of(spoil(natural), digits)
+    assert result.verdict == "masked"
+    assert expected <= set(result.flagged)
+    assert result.sentence.startswith("The gradients are masked because ")
+    for check in expected:
+        assert result.check(check).reason
+        assert result.check(check).mend
+    # what it seemed to have is gone after adaptive attacks
+    assert result.robust_accuracy < of_natural.robust_accuracy + 0.1
+    if name not in ("softmax", "loud"):
+        assert any(attack.adaptive for attack in result.attacks)
+
+
+@pytest.mark.parametrize("name", ["softmax", "detach", "dropout"])
+def test_no_other_check_speaks_up(name: str, natural: nn.Module, digits: Digit) -> None:
+    spoil, expected = CASES[name]
+    found = set(of(spoil(natural), digits).flagged)
+    # a part of the gradient is worse than all of it: black-box attacks may notice
+    assert found - expected <= {"gradient_free", "transfer"}
+
+
+def test_a_rounding_whose_gradient_goes_straight_through_is_no_masking(natural: nn.Module, digits: Digit) -> None:
+    result = of(spoilt.HonestRounding(natural, 64), digits)
+    assert result.flagged == []
+    assert "stand-in" in result.check("differentiable").text
+
+
+def test_gradients_that_are_not_a_number_are_flagged_and_lose_nothing(natural: nn.Module, digits: Digit) -> None:
+    result = of(spoilt.NotANumber(natural), digits)
+    assert {"zero_gradients", "finite_gradients"} <= set(result.flagged)
+    assert result.verdict == "masked"
+
+
+def test_a_model_handed_over_in_training_mode_is_flagged(natural: nn.Module, digits: Digit) -> None:
+    model = nn.Sequential(*natural[:5], nn.Dropout(0.5), natural[5]).train()
+    result = of(model, digits)
+    assert result.flagged == ["eval_mode"]
+    assert "handed over in training mode" in result.check("eval_mode").text
+    assert model.training
+    assert of(model.eval(), digits).flagged == []
+
+
+def test_logits_that_hang_on_the_batch_are_flagged(natural: nn.Module, digits: Digit) -> None:
+    class BatchMean(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return natural(images - 0.2 * images.mean(0, keepdim=True))
+
+    assert "eval_mode" in of(BatchMean(), digits).flagged
+
+
+def test_a_model_that_has_learnt_nothing_is_not_trusted(digits: Digit) -> None:
+    torch.manual_seed(1)
+    result = of(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), digits)
+    assert result.verdict != "trusted"
+    assert result.check("clean_accuracy").outcome == "unsure"
+
+
+def test_few_images_are_not_enough_evidence(robust: nn.Module, digits: Digit) -> None:
+    result = audit(robust, digits.images[:40], digits.labels[:40], eps=EPS, budget=SHORT)
+    assert result.verdict == "not_enough_evidence"
+    assert "run --budget standard" in result.sentence
+    assert "too few" in result.check("differentiable").text
