@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +15,7 @@ from lightning_robust.datamodules.base import ImageDataModule, Split, checked_im
 from lightning_robust.datamodules.dataset import resize_and_centre
 from lightning_robust.datamodules.download import download_or_explain
 from lightning_robust.datamodules.gtsrb_files import CLASS_NAMES, Entry, GtsrbSplit, entries, load
+from lightning_robust.datamodules.gtsrb_shapes import sign_shape
 from lightning_robust.datamodules.masks import MaskedTensorSource, resize_mask_and_centre
 from lightning_robust.datamodules.masks_cache import MaskCache, Scene
 from lightning_robust.datamodules.masks_quality import failed, quality_rows
@@ -159,7 +159,11 @@ class GTSRBIC(ImageDataModule):
     def _report(self, split: GtsrbSplit, scenes: list[Scene], masks: list[BoolArray], labels: Any) -> None:
         """Write the figures and the contact sheet of new masks."""
         boxes = [scene.box for scene in scenes]
-        rows = quality_rows(masks, boxes, labels, CLASS_NAMES, *self.mask_share)
+        shapes = [
+            sign_shape(int(label), (mask.shape[0], mask.shape[1]), box)
+            for label, mask, box in zip(labels, masks, boxes, strict=True)
+        ]
+        rows = quality_rows(masks, boxes, labels, CLASS_NAMES, *self.mask_share, shapes)
         chosen = np.random.default_rng(0).permutation(len(scenes))[:_SHEET]
         chosen = np.sort(chosen)
         name = self.cache.segmenter.name
@@ -178,8 +182,9 @@ class GTSRBIC(ImageDataModule):
             ) from error
         whole = rows[0]
         rank_zero_info(
-            f"GTSRB-IC, {split}: {whole['foreground']:.0%} foreground, {whole['failed']:.1%} of the masks failed, box "
-            f"IoU {whole['box_iou']:.2f}; contact sheet {os.path.join(self.cache.folder, f'sheet_{split}.png')}"
+            f"GTSRB-IC, {split}: {whole['foreground']:.0%} foreground, {whole['failed']:.1%} of the masks failed, IoU "
+            f"{whole['box_iou']:.2f} of their boxes with the regions of interest and {whole['shape_iou']:.2f} with the "
+            f"signs' shapes; contact sheet {self.cache.folder / f'sheet_{split}.png'}"
         )
 
 

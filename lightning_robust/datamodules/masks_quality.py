@@ -38,6 +38,7 @@ def quality_rows(
     class_names: Sequence[str],
     least: float,
     most: float,
+    shapes: Sequence[BoolArray] | None = None,
 ) -> list[dict[str, Any]]:
     """A row for all images and one for each class.
 
@@ -46,22 +47,25 @@ def quality_rows(
     * ``roi_iou``: mean intersection over union of mask and region of interest; π/4 is that of a perfect round sign and
       1/2 that of a triangle.
     * ``box_iou``: mean intersection over union of the mask's bounding box and the region of interest: 1 is perfect.
+    * ``shape_iou``, ``shape_covered``: where shapes are given, mean intersection over union of mask and shape, and the
+      mean share of the shape that the mask covers.
     """
-    figures = np.zeros((len(masks), 4))
+    names = ["foreground", "failed", "roi_iou", "box_iou"] + ["shape_iou", "shape_covered"] * (shapes is not None)
+    figures = np.zeros((len(masks), len(names)))
     for row, (mask, box) in enumerate(zip(masks, boxes, strict=True)):
-        region = torch.from_numpy(box_mask(mask.shape, box))
+        region = box_mask(mask.shape, box)
         tight = box_mask(mask.shape, bounding_box(mask)) if mask.any() else mask
-        figures[row] = (
-            mask.mean(),
-            failed(mask, least, most),
-            float(intersection_over_union(torch.from_numpy(mask), region)),
-            float(intersection_over_union(torch.from_numpy(tight), region)),
-        )
+        figures[row, :4] = mask.mean(), failed(mask, least, most), _iou(mask, region), _iou(tight, region)
+        if shapes is not None:
+            figures[row, 4:] = _iou(mask, shapes[row]), (mask & shapes[row]).sum() / max(shapes[row].sum(), 1)
     parts = [("all", np.arange(len(masks)))]
     parts += [(name, np.flatnonzero(labels == number)) for number, name in enumerate(class_names)]
     return [
-        {"class": name, "images": len(rows)}
-        | dict(zip(("foreground", "failed", "roi_iou", "box_iou"), figures[rows].mean(0).tolist(), strict=True))
+        {"class": name, "images": len(rows)} | dict(zip(names, figures[rows].mean(0).tolist(), strict=True))
         for name, rows in parts
         if len(rows)
     ]
+
+
+def _iou(one: BoolArray, other: BoolArray) -> float:
+    return float(intersection_over_union(torch.from_numpy(one), torch.from_numpy(other)))

@@ -15,6 +15,7 @@ from PIL import Image
 
 from lightning_robust.datamodules import GTSRBIC
 from lightning_robust.datamodules.gtsrb_files import entries, load
+from lightning_robust.datamodules.gtsrb_shapes import sign_shape
 from lightning_robust.datamodules.masks_cache import MaskCache, Scene
 from lightning_robust.datamodules.masks_quality import bounding_box, quality_rows
 from lightning_robust.datamodules.segmenters import Box, GraphCut, create_segmenter, ellipse
@@ -190,6 +191,26 @@ def test_quality() -> None:
     assert rows[1] == {"class": "a", "images": 1, "foreground": 0.25, "failed": 0.0, "roi_iou": 1.0, "box_iou": 1.0}
     assert rows[2] == {"class": "b", "images": 1, "foreground": 0.0, "failed": 1.0, "roi_iou": 0.0, "box_iou": 0.0}
     assert rows[0]["failed"] == 0.5
+    shapes = [masks[0], ellipse((10, 10), Box(0, 0, 9, 9))]
+    (whole, *_) = quality_rows(masks, [Box(2, 2, 6, 6)] * 2, np.array([0, 1]), ["a", "b"], 0.1, 0.9, shapes)
+    assert (whole["shape_iou"], whole["shape_covered"]) == (0.5, 0.5)
+
+
+def test_shapes_of_signs() -> None:
+    box, size = Box(4, 2, 35, 33), (40, 40)
+    areas = {label: sign_shape(label, size, box)[2:34, 4:36].mean() for label in (1, 11, 13, 12, 14)}
+    assert areas[1] == pytest.approx(np.pi / 4, abs=0.01)
+    assert areas[11] == areas[13] == pytest.approx(0.5, abs=0.07)
+    assert areas[12] == pytest.approx(0.5, abs=0.04)
+    assert areas[14] == pytest.approx(0.828, abs=0.02)
+    up = sign_shape(25, size, box)
+    assert np.array_equal(up[2:34][::-1], sign_shape(13, size, box)[2:34])
+    assert up[33].sum() == 32
+    assert up[2].sum() <= 4
+    for label in range(43):
+        shape = sign_shape(label, size, box)
+        assert bounding_box(shape) == box
+        assert np.array_equal(shape[:, 4:36], shape[:, 4:36][:, ::-1])
 
 
 # ---- the data module -------------------------------------------------------------------------------------------------
@@ -273,7 +294,28 @@ def test_real(real_data: Path, tmp_path: Path) -> None:
     scenes = [load(entry) for entry in listed]
     masks = MaskCache(tmp_path, GraphCut()).masks("test", scenes)
     labels = np.array([entry.label for entry in listed])
-    whole = quality_rows(masks, [scene.box for scene in scenes], labels, [""] * 43, 0.1, 0.9)[0]
+    shapes = [
+        sign_shape(entry.label, scene.image.shape[:2], scene.box) for entry, scene in zip(listed, scenes, strict=True)
+    ]
+    whole = quality_rows(masks, [scene.box for scene in scenes], labels, [""] * 43, 0.1, 0.9, shapes)[0]
     assert whole["failed"] <= 0.05
     assert whole["box_iou"] > 0.8
+    assert whole["shape_iou"] > 0.7
+    assert whole["shape_covered"] > 0.85
     assert 0.35 < whole["foreground"] < 0.6
+
+
+@pytest.mark.real_data
+def test_a_core_keeps_grab_cut_from_losing_half_of_the_sign(real_data: Path) -> None:
+    pytest.importorskip("cv2")
+    listed = entries(real_data / "gtsrb", "test")[::16]
+    scenes = [load(entry) for entry in listed]
+    shapes = [
+        sign_shape(entry.label, scene.image.shape[:2], scene.box) for entry, scene in zip(listed, scenes, strict=True)
+    ]
+
+    def mean_iou(**settings: Any) -> float:
+        segment = create_segmenter("grab_cut", settings)
+        return float(np.mean([iou(segment(*scene, 0), shape) for scene, shape in zip(scenes, shapes, strict=True)]))
+
+    assert mean_iou() > mean_iou(core=0, iterations=5, convex=False) + 0.2

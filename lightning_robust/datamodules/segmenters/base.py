@@ -22,6 +22,12 @@ class Box(NamedTuple):
     right: float
     bottom: float
 
+    def scaled(self, scale: float) -> Box:
+        """The box with the same centre and sides ``scale`` times as long."""
+        down = (scale - 1) * (self.bottom - self.top + 1) / 2
+        across = (scale - 1) * (self.right - self.left + 1) / 2
+        return Box(self.left - across, self.top - down, self.right + across, self.bottom + down)
+
 
 class Segmenter(Protocol):
     """Finds one object in the middle of an image.

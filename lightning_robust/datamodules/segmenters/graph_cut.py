@@ -10,6 +10,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from lightning_robust.datamodules.segmenters.base import BoolArray, Box, Pixels, checked_range, require
+from lightning_robust.datamodules.segmenters.regular import regular
 
 Reals = npt.NDArray[np.float64]
 
@@ -125,7 +126,7 @@ class GraphCut:
         source, sink = np.maximum(weight, 0), np.maximum(-weight, 0)
         sink[frame] = _HARD
         source[seed_rows, seed_columns], sink[seed_rows, seed_columns] = _HARD, 0
-        return _regular(_cut(pixels, source, sink, self.smoothness), self.convex)
+        return regular(_cut(pixels, source, sink, self.smoothness), self.convex)
 
 
 def _frame(height: int, width: int, share: float) -> BoolArray:
@@ -158,30 +159,3 @@ def _cut(pixels: Reals, source: Reals, sink: Reals, smoothness: float) -> BoolAr
     graph.add_grid_tedges(nodes, source, sink)
     graph.maxflow()
     return ~np.asarray(graph.get_grid_segments(nodes), dtype=bool)
-
-
-def _regular(mask: BoolArray, convex: bool) -> BoolArray:
-    """The connected part in the middle (else the largest), without holes and thin spikes, or its convex hull."""
-    from scipy import ndimage  # scikit-learn brings it
-
-    parts, count = ndimage.label(mask)
-    if not count:
-        return mask
-    middle = parts[mask.shape[0] // 2, mask.shape[1] // 2]
-    mask = parts == (middle or 1 + np.argmax(np.bincount(parts[parts > 0])[1:]))
-    mask = ndimage.binary_opening(ndimage.binary_fill_holes(mask), np.ones((3, 3)))
-    return _hull(mask) if convex else mask
-
-
-def _hull(mask: BoolArray) -> BoolArray:
-    """The pixels whose centres lie in the convex hull of those of a mask."""
-    from scipy.spatial import ConvexHull, QhullError
-
-    points = np.argwhere(mask)
-    try:
-        sides = ConvexHull(points).equations
-    except (QhullError, ValueError):  # fewer than three pixels, or all on a line: they are their own hull
-        return mask
-    grid = np.stack(np.meshgrid(*map(np.arange, mask.shape), indexing="ij"), -1).reshape(-1, 2)
-    inside: BoolArray = (grid @ sides[:, :2].T + sides[:, 2] <= 1e-9).all(1).reshape(mask.shape)
-    return inside

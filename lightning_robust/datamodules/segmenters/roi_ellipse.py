@@ -31,7 +31,4 @@ class RoiEllipse:
 
     def __call__(self, image: Pixels, box: Box, key: int) -> BoolArray:
         """The ellipse, whatever the image shows."""
-        down = (self.scale - 1) * (box.bottom - box.top + 1) / 2
-        across = (self.scale - 1) * (box.right - box.left + 1) / 2
-        size = image.shape[0], image.shape[1]
-        return ellipse(size, Box(box.left - across, box.top - down, box.right + across, box.bottom + down))
+        return ellipse((image.shape[0], image.shape[1]), box.scaled(self.scale))
