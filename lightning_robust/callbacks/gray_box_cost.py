@@ -8,9 +8,10 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
-from lightning_robust.attacks import EOT, OptMargin
+from lightning_robust.attacks import OptMargin
 from lightning_robust.callbacks.attack_cost import Passes, Speed, Task, measured_speed, most_passes
 from lightning_robust.callbacks.gray_box_report import ADAPTIVE, READINGS, WHITE, Plan
+from lightning_robust.callbacks.gray_box_settings import adapted
 from lightning_robust.callbacks.measurement import image_size, num_classes
 from lightning_robust.defenses import Defense
 
@@ -95,7 +96,7 @@ def _of_defense(
             found.append(
                 Task(
                     what=f"adaptive {name} on {label}",
-                    attack=EOT(attack=attack, samples=eot_samples) if defense.random else attack,
+                    attack=adapted(attack, defense, eot_samples),
                     passes=None if passes is None else passes * len(draws),
                     speed=one,
                 )

@@ -207,9 +207,11 @@ def draw(plan: Plan, table: list[dict[str, Any]], stage: str) -> Figure:
             )
         )
     down = [_words(name) for name, is_down in fallen(table).items() if is_down]
-    note = "falls: less than half is left of what the defense showed in the gray-box reading" if down else ""
+    notes = ["falls: less than half is left of what the defense showed in the gray-box reading"] if down else []
+    if any(np.isnan(matrix.values).any() for matrix in matrices):
+        notes.append("–: not measured (white_box and adaptive name the attacks that are)")
     images = max(row["images"] for row in table)
-    return accuracy_matrices(matrices, title=f"Accuracy of defenses, {images} images ({stage})", note=note)
+    return accuracy_matrices(matrices, title=f"Accuracy of defenses, {images} images ({stage})", note="; ".join(notes))
 
 
 def print_rows(table: list[dict[str, Any]], stage: str) -> None:

@@ -1,11 +1,12 @@
-"""Which names and settings make a gray-box table."""
+"""Which names and settings make a gray-box table, and what becomes of an attack by one who knows the defense."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lightning_robust.attacks import Attack, External, OnePixel, RandomNoise, Square, Transfer
+from lightning_robust.attacks import EOT, Attack, External, OnePixel, RandomNoise, Square, Transfer
 from lightning_robust.callbacks.gray_box_report import NONE, PRM, WORST
+from lightning_robust.defenses import Defense
 from lightning_robust.errors import UserError
 
 if TYPE_CHECKING:
@@ -13,6 +14,28 @@ if TYPE_CHECKING:
 
 QUERY = (OnePixel, Square, RandomNoise, External, Transfer)
 """Attacks that do not go by the gradients of what they attack."""
+
+FOREIGN = (External, Transfer)
+"""Attacks that ask another model, or by another library's code: no average over a defense's draws gets into them."""
+
+
+def adapted(attack: Attack, defense: Defense, samples: int) -> Attack:
+    """What an attack becomes in the hands of one who knows the defense.
+
+    Against a defense that draws: by EOT, the queries of a gradient-free attack as the gradients of another. The
+    one-pixel attack then goes on until it is confident: one that stops as soon as the mean of the draws flips fools
+    only half of them. Against a defense that draws nothing there is nothing to average over: the attack as it is.
+
+    Args:
+        attack: as it was given.
+        defense: which is attacked.
+        samples: draws at most.
+    """
+    if not defense.random:
+        return attack
+    if isinstance(attack, OnePixel):
+        attack = attack.replace(stop="confidence")
+    return EOT(attack=attack, samples=samples)
 
 
 def check(table: GrayBoxTable) -> None:
@@ -36,11 +59,11 @@ def check(table: GrayBoxTable) -> None:
             raise UserError(
                 f"GrayBoxTable: {setting} names {unknown[0]!r}, which is not among {', '.join(table.attacks)}"
             )
-    queries = [label for label in table.adaptive if isinstance(table.attacks[label], QUERY)]
-    if queries:
+    foreign = [label for label in table.adaptive if isinstance(table.attacks[label], FOREIGN)]
+    if foreign:
         raise UserError(
-            f"GrayBoxTable: adaptive names {queries[0]!r}, which does not go by gradients that EOT could average: "
-            "leave it out there, or name it in white_box"
+            f"GrayBoxTable: adaptive names {foreign[0]!r}, which cannot average over what a defense draws (it asks "
+            "another model, or by another library): leave it out there, or name it in white_box"
         )
     lost = [label for label in table.further_adaptive if label not in both]
     if lost:

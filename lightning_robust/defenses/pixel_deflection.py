@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +38,7 @@ class PixelDeflection(Defense):
         window: how far the other pixel may be, in rows and in columns.
         sigma: standard deviation of the noise that the wavelets remove; 0: no denoising.
         cam: R-CAM as the "geometric" mean of the maps of the likeliest classes or as their sum by "rank", see
-            :func:`~lightning_robust.defenses.robust_cam.robust_cam`; ``None``: every pixel is as likely.
+            :func:`~lightning_robust.defenses.robust_cam.robust_cam`; "none" or ``None``: every pixel is as likely.
         cam_classes: classes of the map.
         cam_layer: module that gives the feature map; by default the last one.
         per_channel: each deflection moves the value of one channel, the channels in turn.
@@ -64,7 +65,7 @@ class PixelDeflection(Defense):
         deflections: int = 200,
         window: int = 10,
         sigma: float = 0.04,
-        cam: Combination | None = "geometric",
+        cam: Combination | Literal["none"] | None = "geometric",
         cam_classes: int = 5,
         cam_layer: str | None = None,
         per_channel: bool = False,
@@ -77,16 +78,17 @@ class PixelDeflection(Defense):
         self.window = positive_integer(self, "window", window)
         if not 0 <= sigma <= 1:
             raise UserError(f"PixelDeflection: sigma={sigma}: give a standard deviation in [0, 1], for example 0.04")
-        if cam not in (None, "geometric", "rank"):
-            raise UserError(f"PixelDeflection: cam={cam!r}: choose geometric, rank, or None for no map")
+        if cam not in (None, "none", "geometric", "rank"):
+            raise UserError(f"PixelDeflection: cam={cam!r}: choose geometric or rank, or none for no map")
         if sigma_unit not in ("image", "channel"):
             raise UserError(f"PixelDeflection: sigma_unit={sigma_unit!r}: choose image or channel")
-        if cam is not None:
+        self.cam: Combination | None = None if cam == "none" else cam
+        if self.cam is not None:
             require("captum", "PixelDeflection: R-CAM")
         if sigma > 0:
             check_wavelet(wavelet)
         self.sigma, self.wavelet, self.sigma_unit = sigma, wavelet, sigma_unit
-        self.cam, self.cam_classes = cam, positive_integer(self, "cam_classes", cam_classes)
+        self.cam_classes = positive_integer(self, "cam_classes", cam_classes)
         self.cam_layer, self.per_channel = cam_layer, per_channel
         self._layer: str | None = None  # found with the first images
 

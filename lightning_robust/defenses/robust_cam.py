@@ -117,7 +117,7 @@ def last_map(model: nn.Module, images: Tensor) -> str:
     if before < 0 or total - before > _TOO_EARLY * total:
         raise UserError(
             f"R-CAM needs a convolutional feature map near the end of the network, and this {type(model).__name__} has "
-            "none: set cam=None (all pixels are deflected alike), or name the module as cam_layer"
+            "none: set cam=none (all pixels are deflected alike), or name the module as cam_layer"
         )
     return name
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_robust.attacks import CW, EOT, FGSM, JSMA, PGD, Attack, OnePixel, OptMargin, ThreatModel
+from lightning_robust.attacks import CW, EOT, FGSM, JSMA, PGD, Attack, OnePixel, OptMargin, ThreatModel, Transfer
 from lightning_robust.attacks.base import Outcome, Problem
 from lightning_robust.attacks.randomness import mix_seed
 from lightning_robust.callbacks import AttackProgress, GrayBoxTable
@@ -101,6 +101,10 @@ def by_hand(module: Any, dataset: Any, count: int, samples: int) -> dict[str, fl
                 attack = EOT(attack=attack, samples=samples) if defense.random else attack
                 ask(f"adaptive/{judge}/{name}", judge, attack(defense, image, labels))
                 here[f"adaptive/{judge}/{name}"] &= here[f"white_box/{judge}/{name}"]
+            asking = ATTACKS["one_pixel"]  # asks the model, never its gradient: the mean of the draws, until it is sure
+            if defense.random:
+                asking = EOT(attack=asking.replace(stop="confidence"), samples=samples)
+            ask(f"adaptive/{judge}/one_pixel", judge, asking(defense, image, labels))
         ask("adaptive/region/optmargin", "region", MARGIN(base, image, labels))
         starts = [
             f"{reading}/{judge}/"
@@ -154,7 +158,7 @@ def test_equals_attacks_by_hand(manipulated: Make, trainer: Make, digits: Make, 
     assert float(row["adaptive"]) == pytest.approx(wanted["adaptive/shift/pgd"])
     assert row["budget"] == "linf ε = 0.08"
     assert float(table["none", "pgd"]["white_box"]) == pytest.approx(wanted["gray_box/transfer-from-base/none/pgd"])
-    assert table["region", "one_pixel"]["adaptive"] == ""
+    assert table["region", "one_pixel"]["white_box"] == "" != table["region", "one_pixel"]["adaptive"]
     for (defense, name), row in table.items():
         if row["adaptive"]:
             gray = [row[column] for column in ("transfer_from_base", "prm_known_shift_unknown") if row[column]]
@@ -328,7 +332,7 @@ class TestRows:
 def test_defaults() -> None:
     attacks: dict[str, Attack] = {"pgd": PGD(), "one": OnePixel(), "jsma": JSMA(), "cw": CW(eps=1)}
     table = GrayBoxTable(attacks, {"vote": PixelShift(mode="vote")})
-    assert table.white_box == table.adaptive == ["pgd", "cw"]
+    assert (table.white_box, table.adaptive) == (["pgd", "cw"], ["pgd", "one", "jsma", "cw"])
     assert GrayBoxTable(attacks, {"vote": PixelShift(mode="vote")}, white_box=["one"]).white_box == ["one"]
 
 
@@ -342,7 +346,7 @@ def test_defaults() -> None:
         ({"defenses": {"none": PixelShift()}}, "'none' cannot be a name"),
         ({"attacks": {"a/b": FGSM()}}, "'a/b' cannot be a name"),
         ({"white_box": ["cw"]}, "white_box names 'cw', which is not among"),
-        ({"adaptive": ["one"]}, "adaptive names 'one', which does not go by gradients"),
+        ({"adaptive": ["other"]}, "adaptive names 'other', which cannot average over what a defense draws"),
         ({"further_adaptive": {"region": PGD()}}, "further_adaptive names 'region'"),
         ({"further_adaptive": {"vote": FGSM()}}, "would be called 'fgsm'"),
         ({"eot_samples": 0}, "eot_samples=0"),
@@ -353,7 +357,7 @@ def test_defaults() -> None:
 )
 def test_bad_input(settings: dict[str, Any], message: str) -> None:
     given: dict[str, Any] = {
-        "attacks": {"fgsm": FGSM(), "one": OnePixel()},
+        "attacks": {"fgsm": FGSM(), "other": Transfer(attack=FGSM(), surrogate=nn.Identity())},
         "defenses": {"vote": PixelShift(mode="vote")},
     }
     with pytest.raises(UserError, match=message):

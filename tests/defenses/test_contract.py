@@ -261,7 +261,7 @@ def test_bad_images(images: Tensor, message: str) -> None:
         (lambda: PixelDeflection(window=0), "window=0"),
         (lambda: PixelDeflection(sigma=-0.1), "sigma=-0.1"),
         (lambda: PixelDeflection(sigma=8), "sigma=8"),
-        (lambda: PixelDeflection(cam="gradcam"), "cam='gradcam': choose geometric, rank, or None"),
+        (lambda: PixelDeflection(cam="gradcam"), "cam='gradcam': choose geometric or rank, or none"),
         (lambda: PixelDeflection(cam_classes=0), "cam_classes=0"),
         (lambda: PixelDeflection(wavelet="bior2.2"), "wavelet='bior2.2': choose an orthogonal one"),
         (lambda: PixelDeflection(wavelet="db0"), "wavelet='db0'"),

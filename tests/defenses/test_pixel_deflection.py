@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from defense_cases import Recorder, tiny
 from torch import Tensor, nn
 
 from lightning_robust.attacks.randomness import image_keys, uniform
+from lightning_robust.cli import main
 from lightning_robust.defenses import PixelDeflection
 from lightning_robust.defenses.pixel_deflection import deflect
 
@@ -153,3 +155,14 @@ def test_draws_ask_for_the_map_once() -> None:
     assert torch.equal(each[0], defense.single(images, defense.keys(images, 1)))
     draws[0](images.flip(0))  # other images have another map
     assert len(model.sizes) == 16 + 7 + 7
+
+
+def test_no_map_is_a_word_of_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """``null`` reaches a setting inside a dictionary as text; there ``none`` says the same."""
+    words = ["test", "--config", "study/prm_graybox", "--trainer.callbacks.defenses.pixel_deflection.cam", "none"]
+    with pytest.raises(SystemExit) as ended:
+        main([*words, "--print_config"])
+    said = capsys.readouterr()
+    assert not ended.value.code, said.err
+    settings = yaml.safe_load(said.out)["trainer"]["callbacks"][0]["init_args"]["defenses"]["pixel_deflection"]
+    assert PixelDeflection(**settings["init_args"]).cam is None

@@ -124,7 +124,7 @@ class Patches(nn.Module):
 )
 def test_a_network_without_a_feature_map_is_refused(model: nn.Module) -> None:
     images = torch.rand(2, 3, 8, 8)
-    with pytest.raises(UserError, match="has none: set cam=None"):
+    with pytest.raises(UserError, match="has none: set cam=none"):
         PixelDeflection(model)(images)
     assert PixelDeflection(model, cam=None)(images).shape == (2, 5)
 
