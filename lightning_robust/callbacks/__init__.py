@@ -18,7 +18,9 @@ from lightning_robust.callbacks.pixel_iou import PixelIoU
 from lightning_robust.callbacks.prediction_writer import PredictionWriter
 from lightning_robust.callbacks.robust_checkpoint import RobustCheckpoint
 from lightning_robust.callbacks.robustness_curve import RobustnessCurve
+from lightning_robust.callbacks.run_page import RunPage
 from lightning_robust.callbacks.run_results import RunResults
+from lightning_robust.callbacks.wandb_run import WandbRun
 
 __all__ = [
     "AdversarialAccuracy",
@@ -39,5 +41,7 @@ __all__ = [
     "PredictionWriter",
     "RobustCheckpoint",
     "RobustnessCurve",
+    "RunPage",
     "RunResults",
+    "WandbRun",
 ]

@@ -14,6 +14,7 @@ COMMANDS = {
     "validate": "evaluate on the validation images",
     "test": "evaluate on the test images: every number, table and figure",
     "predict": "write each test image's predicted class and its probability",
+    "report": "make a page of HTML of a run, or of several side by side",
     "configs": "list the shipped configs",
 }
 
@@ -40,6 +41,14 @@ def main(args: list[str] | None = None) -> None:
             from lightning_robust.cli.configs import print_configs
 
             print_configs(words[1:])
+        elif words[0] == "report":
+            from lightning_robust.cli.report import report as make_report
+
+            make_report(words[1:])
+        elif words[0] == "train" and any(word.partition("=")[0] == "--seeds" for word in words):
+            from lightning_robust.cli.seeds import train_seeds
+
+            train_seeds(words)
         elif words[0] in COMMANDS:
             from lightning_robust.cli.run import run
 
@@ -81,6 +90,7 @@ def _print_help() -> None:
         "  --KEY VALUE         overrides what the configs say: --trainer.max_epochs 3, --model.objective Natural,",
         "                      --model.objective.attack.eps 8/255, --data.root DIR; --trainer.callbacks+=NAME adds one",
         "  --ckpt_path FILE    a checkpoint to test, or to go on from (last: the newest of this run's name)",
+        "  --seeds N           train: repeat it with N seeds, and give mean ± standard deviation",
         "  --print_config      show the merged settings and stop",
         "  -h, --help          this text; after a command: all of its settings",
         "  -V, --version       the version",
@@ -90,5 +100,6 @@ def _print_help() -> None:
         "  lightning-robust train --config quickstart --model.objective Natural",
         "  lightning-robust train --config cifar10/at --config trainer/multi_gpu --data.root /path/to/data",
         "  lightning-robust test --ckpt_path runs/quickstart/version_0/checkpoints/last.ckpt",
+        "  lightning-robust report runs/quickstart/version_0 runs/quickstart/version_1",
     ]
     print("\n".join(lines))

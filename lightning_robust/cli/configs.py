@@ -8,11 +8,21 @@ from pathlib import Path
 from lightning_robust.errors import UserError
 
 FOLDER = Path(__file__).resolve().parent.parent / "configs"
+_SWEEPS = "sweep/"
+
+
+def sweeps() -> dict[str, Path]:
+    """Name to file of every shipped sweep of W&B, which ``wandb sweep`` reads and ``--config`` does not."""
+    return {name: file for name, file in sorted(_files().items()) if name.startswith(_SWEEPS)}
+
+
+def _files() -> dict[str, Path]:
+    return {str(file.relative_to(FOLDER).with_suffix("").as_posix()): file for file in FOLDER.rglob("*.yaml")}
 
 
 def shipped() -> dict[str, Path]:
     """Name to file of every shipped config, ``quickstart`` first."""
-    files = {str(file.relative_to(FOLDER).with_suffix("").as_posix()): file for file in FOLDER.rglob("*.yaml")}
+    files = {name: file for name, file in _files().items() if not name.startswith(_SWEEPS)}
     return dict(sorted(files.items(), key=lambda item: (item[0] != "quickstart", "/" in item[0], item[0])))
 
 
@@ -29,10 +39,13 @@ def print_configs(words: list[str]) -> None:
     """
     if words and words[0] in ("-h", "--help"):
         print("usage: lightning-robust configs [NAME ...]\n\nList the shipped configs, or print those named.")
+        print("\nSweeps for `wandb sweep`, which is given the file that is printed:")
+        for name, file in sweeps().items():
+            print(f"  {name}  {summary(file)}")
         return
     if words:
         for word in words:
-            print(resolve(word).read_text(encoding="utf-8"), end="")
+            print((sweeps().get(word.removesuffix(".yaml")) or resolve(word)).read_text(encoding="utf-8"), end="")
         return
     found = shipped()
     width = max(map(len, found))
@@ -53,6 +66,11 @@ def resolve(name: str) -> Path:
     short = name.removesuffix(".yaml")
     if short in found:
         return found[short]
+    if short in sweeps():
+        raise UserError(
+            f"--config {name} is a sweep: `lightning-robust configs {short} > sweep.yaml`, then "
+            "`wandb sweep sweep.yaml`"
+        )
     if path.is_dir():
         raise UserError(f"--config {name} is a folder: give a YAML file or the name of a shipped config")
     nearest = difflib.get_close_matches(name, found, n=1)

@@ -13,9 +13,11 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
+import yaml
 from jsonargparse import Namespace
 from pytorch_lightning.callbacks import ProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
 from pytorch_lightning.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
@@ -33,7 +35,9 @@ from lightning_robust.cli.trainer import Trainer
 from lightning_robust.datamodules import ImageDataModule
 from lightning_robust.errors import UserError
 from lightning_robust.loggers import RunLogger, wandb_logger
+from lightning_robust.loggers.weights_and_biases import kept_id, run_tags
 from lightning_robust.modules import ImageClassifier
+from lightning_robust.report.page.settings import flatten
 
 _FROM_DATA = ("num_classes", "image_shape")
 
@@ -48,6 +52,10 @@ class RunSettings:
         version: folder below the name; by default the next free version_<n>, for training in a SLURM job slurm_<job>.
         wandb: Weights & Biases: "auto" (online when logged in, else offline), "online", "offline" or "off".
         project: W&B project.
+        group: W&B group, which shows and averages runs together.
+        tags: W&B tags beside the command, network, objective and data.
+        wandb_id: id of a W&B run to go on in; with --ckpt_path last it is the one of the run's folder.
+        artifacts: log checkpoints and results to W&B as artifacts.
     """
 
     root: str = "runs"
@@ -55,6 +63,10 @@ class RunSettings:
     version: str | None = None
     wandb: Literal["auto", "online", "offline", "off", False] = "auto"  # YAML's bare off is false
     project: str = "lightning_robust"
+    group: str | None = None
+    tags: list[str] = dataclasses.field(default_factory=list)
+    wandb_id: str | None = None
+    artifacts: bool = True
 
 
 class RobustCLI(LightningCLI):
@@ -205,9 +217,18 @@ class RobustCLI(LightningCLI):
         self._made = run_logger.folder if zero and not resume else None
         if settings.wandb != "off":
             logger = wandb_logger(
-                run_logger.folder if zero else Path(settings.root), name, settings.project, str(settings.wandb)
+                run_logger.folder if zero else Path(settings.root),
+                f"{name}/{run_logger.version}",
+                settings.project,
+                str(settings.wandb),
+                group=settings.group,
+                tags=run_tags(str(self.subcommand), flatten(config.as_dict()), settings.tags),
+                job_type=str(self.subcommand),
+                run_id=settings.wandb_id or (kept_id(run_logger.folder) if resume and zero else None),
             )
             loggers.append(logger)
+            if logger is not None:
+                self.trainer_defaults["callbacks"].append(callbacks.WandbRun(settings.artifacts))
             if logger is not None:
                 quieten_wandb(logger)
             if logger is not None and logger._offline and settings.wandb == "auto":
@@ -231,11 +252,15 @@ class SaveRunConfig(SaveConfigCallback):
             config.pop(key, None)
         if config.get("run") is not None:
             config["run"]["version"] = None  # a run that starts from this file gets a folder of its own
+            config["run"]["wandb_id"] = None
             config["run"]["name"] = next((own.name for own in trainer.loggers if isinstance(own, RunLogger)), None)
         text = self.parser.dump(config, skip_none=False, skip_validation=True)
         temporary = folder / ".config.yaml.tmp"
         temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, folder / "config.yaml")
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):  # a run that goes on may go on with other settings
+                logger.experiment.config.update(yaml.safe_load(text), allow_val_change=True)
         self.already_saved = True
 
 
@@ -267,7 +292,12 @@ def run(words: list[str]) -> None:
                 subclass_mode_data=True,
                 trainer_class=Trainer,
                 trainer_defaults={
-                    "callbacks": [callbacks.RunResults(), callbacks.NonFiniteGuard(), callbacks.PredictionWriter()],
+                    "callbacks": [
+                        callbacks.RunResults(),
+                        callbacks.NonFiniteGuard(),
+                        callbacks.PredictionWriter(),
+                        callbacks.RunPage(),
+                    ],
                 },
                 seed_everything_default=0,
                 save_config_callback=SaveRunConfig,
