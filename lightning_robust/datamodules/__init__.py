@@ -13,6 +13,7 @@ Each is an :class:`ImageDataModule` and takes its settings::
 from lightning_robust.datamodules.arrays import Arrays
 from lightning_robust.datamodules.augmentation import AUGMENTATIONS, Augmentation
 from lightning_robust.datamodules.base import ImageDataModule, Split
+from lightning_robust.datamodules.cats_dogs import CatsDogs
 from lightning_robust.datamodules.cifar import CIFAR10, CIFAR100
 from lightning_robust.datamodules.coco import COCOIC
 from lightning_robust.datamodules.coco_build import build_coco_ic
@@ -21,6 +22,7 @@ from lightning_robust.datamodules.dataset import FileSource, ImageDataset, Image
 from lightning_robust.datamodules.digits import Digits
 from lightning_robust.datamodules.gtsrb import GTSRBIC
 from lightning_robust.datamodules.image_folder import ImageFolder
+from lightning_robust.datamodules.malaria import Malaria
 from lightning_robust.datamodules.masked_folder import MaskedImageFolder
 from lightning_robust.datamodules.masks import MaskedFileSource, MaskedTensorSource
 from lightning_robust.datamodules.mnist import MNIST, FashionMNIST
@@ -35,6 +37,7 @@ __all__ = [
     "MNIST",
     "Arrays",
     "Augmentation",
+    "CatsDogs",
     "CocoRules",
     "CocoSplit",
     "Digits",
@@ -46,6 +49,7 @@ __all__ = [
     "ImageDataset",
     "ImageFolder",
     "ImageSource",
+    "Malaria",
     "MaskedFileSource",
     "MaskedImageFolder",
     "MaskedSource",

@@ -22,6 +22,8 @@ from lightning_robust.metrics.one_pixel import (
 )
 from lightning_robust.metrics.pixel_iou import PixelIoU
 from lightning_robust.metrics.pixels import intersection_over_union, load_mask, stride_pattern, top_pixels
+from lightning_robust.metrics.regions import MapMeans, MapMeanScores, RegionCounts, RegionFrequencies
+from lightning_robust.metrics.regions_similarity import GroupMeans, GroupMeanScores, RegionSimilarity, map_similarity
 from lightning_robust.metrics.robust_accuracy import RobustAccuracy
 from lightning_robust.metrics.size_statistics import SizeScores, SizeStatistics
 
@@ -37,12 +39,19 @@ __all__ = [
     "ForegroundGradientScores",
     "GradientAmplitude",
     "GradientAmplitudes",
+    "GroupMeanScores",
+    "GroupMeans",
     "InputGradient",
     "InputGradientMaps",
     "KindScores",
+    "MapMeanScores",
+    "MapMeans",
     "NonTargetedScores",
     "NonTargetedSuccess",
     "PixelIoU",
+    "RegionCounts",
+    "RegionFrequencies",
+    "RegionSimilarity",
     "RobustAccuracy",
     "SizeScores",
     "SizeStatistics",
@@ -53,6 +62,7 @@ __all__ = [
     "input_gradient",
     "intersection_over_union",
     "load_mask",
+    "map_similarity",
     "pixel_gradient",
     "softmax_jacobian_amplitude",
     "stride_pattern",

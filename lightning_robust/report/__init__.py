@@ -11,13 +11,17 @@ from lightning_robust.report.figures import save_figure, to_uint8_image
 from lightning_robust.report.heatmaps import class_heatmaps, heatmap
 from lightning_robust.report.lambda_sweep import lambda_curves, lambda_maps
 from lightning_robust.report.one_pixel import class_pairs, classes_reached, pixel_examples
+from lightning_robust.report.regions import REGION_COLOURS, blob_figure, region_examples, region_representatives
+from lightning_robust.report.regions_scores import score_figure
 from lightning_robust.report.tables import print_table, write_csv, write_json
 
 __all__ = [
+    "REGION_COLOURS",
     "AccuracyMatrix",
     "accuracy_matrices",
     "adversarial_examples",
     "atomic_file",
+    "blob_figure",
     "class_heatmaps",
     "class_pairs",
     "classes_reached",
@@ -29,8 +33,11 @@ __all__ = [
     "lambda_maps",
     "pixel_examples",
     "print_table",
+    "region_examples",
+    "region_representatives",
     "roc_curves",
     "save_figure",
+    "score_figure",
     "sensitivity_histograms",
     "success_against_temperature",
     "success_bars",
