@@ -5,6 +5,7 @@ from lightning_robust.callbacks.attack_progress import AttackProgress
 from lightning_robust.callbacks.attack_schedule import AttackSchedule
 from lightning_robust.callbacks.catastrophic_overfitting import CatastrophicOverfitting
 from lightning_robust.callbacks.distillation_study import DistillationStudy
+from lightning_robust.callbacks.foreground_study import ForegroundStudy
 from lightning_robust.callbacks.gray_box_table import GrayBoxTable
 from lightning_robust.callbacks.input_gradient_map import InputGradientMap
 from lightning_robust.callbacks.lambda_sweep import LambdaSweep
@@ -29,6 +30,7 @@ __all__ = [
     "CatastrophicOverfitting",
     "DetectAdversarial",
     "DistillationStudy",
+    "ForegroundStudy",
     "GrayBoxTable",
     "InputGradientMap",
     "LambdaSweep",

@@ -16,6 +16,7 @@ from lightning_robust.batch import Batch
 from lightning_robust.callbacks.attack_progress import AttackProgress
 from lightning_robust.callbacks.measurement import (
     Measurement,
+    attack_mask,
     budget,
     class_names,
     log,
@@ -86,6 +87,8 @@ class AdversarialAccuracy(Measurement):
         examples: images in the figure of each attack.
         fit_attacks: names of the attacks that run in ``fit``; by default all.
         name: ends the names of the worst case and of the table; several in one trainer need names of their own.
+        pixels: where the attacks may change an image: "foreground", the masks that come with the data, or "image"; by
+            default what the module says (:class:`~lightning_robust.modules.ForegroundClassifier`), else the image.
     """
 
     def __init__(
@@ -97,8 +100,11 @@ class AdversarialAccuracy(Measurement):
         examples: int = 6,
         fit_attacks: list[str] | None = None,
         name: str = "",
+        pixels: Literal["foreground", "image"] | None = None,
     ) -> None:
         super().__init__(every_n_epochs, limit_batches)
+        if pixels not in (None, "foreground", "image"):
+            raise UserError(f"AdversarialAccuracy: pixels={pixels!r}: choose foreground or image")
         if not attacks:
             raise UserError("AdversarialAccuracy: name at least one attack")
         bad = [label for label in attacks if not label or "/" in label or label.startswith("worst_case")]
@@ -113,7 +119,7 @@ class AdversarialAccuracy(Measurement):
             )
         if acceleration not in ("exact", "bf16", "none"):
             raise UserError(f"AdversarialAccuracy: acceleration={acceleration!r}: choose exact, bf16 or none")
-        self.name = name
+        self.name, self.pixels = name, pixels
         self.attacks, self.acceleration, self.examples = dict(attacks), acceleration, examples
         self.fit_attacks = list(fit_attacks) if fit_attacks is not None else list(attacks)
         self._metrics: dict[str, RobustAccuracy] = {}
@@ -164,11 +170,13 @@ class AdversarialAccuracy(Measurement):
         clean = logits.argmax(1)
         robust = clean == labels
         testing = trainer.state.fn != "fit"
+        mask = attack_mask(module, batch, self.pixels)
         for name in self._names:
             result = self.attacks[name].run(
                 module,
                 images,
                 labels,
+                mask=mask,
                 clean_logits=logits,
                 stand_in=self._search.model(module),
                 rounding=testing,

@@ -10,7 +10,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_robust.batch import as_batch
-from lightning_robust.callbacks.measurement import log
+from lightning_robust.callbacks.measurement import attack_mask, log
 from lightning_robust.errors import UserError
 from lightning_robust.objectives import CatastrophicOverfitting as Detector
 from lightning_robust.objectives import FastFGSM
@@ -58,8 +58,9 @@ class CatastrophicOverfitting(pl.Callback):
         last = batch_idx + 1 == trainer.num_training_batches
         if not (last if self.every_n_batches is None else (batch_idx + 1) % self.every_n_batches == 0):
             return
-        images, labels, _ = as_batch(batch)
-        result = self._attack.run(pl_module, images, labels, rounding=False)
+        values = as_batch(batch)
+        images, labels, _ = values
+        result = self._attack.run(pl_module, images, labels, mask=attack_mask(pl_module, values), rounding=False)
         counts = torch.stack(
             [(~result.success).sum().double(), torch.tensor(float(len(labels)), device=images.device).double()]
         )

@@ -31,7 +31,12 @@ class PairRuns:
 
 
 def saliency_runs(
-    attack: Attack, model: nn.Module, images: Tensor, labels: Tensor, progress: Callable[[int, int], None] | None = None
+    attack: Attack,
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    progress: Callable[[int, int], None] | None = None,
+    mask: Tensor | None = None,
 ) -> PairRuns:
     """Drive every image to every other class.
 
@@ -41,6 +46,7 @@ def saliency_runs(
         images: ``(N, C, H, W)`` in [0, 1].
         labels: ``(N,)`` their classes.
         progress: told (steps done, steps in all) of each part of the batch.
+        mask: ``(N, 1, H, W)`` where pixels may change; ``None``: everywhere.
     """
     if not len(images):
         nothing = labels.new_zeros(0)
@@ -53,7 +59,15 @@ def saliency_runs(
     # as many pairs at a time as the batch has images, or those of one image: memory stays that of a batch
     for rows in torch.arange(len(image), device=labels.device).split(max(len(images), classes - 1)):
         clean = images[image[rows]]
-        result = attack.run(model, clean, labels[image[rows]], targets=target[rows], rounding=False, progress=progress)
+        result = attack.run(
+            model,
+            clean,
+            labels[image[rows]],
+            targets=target[rows],
+            mask=None if mask is None else mask[image[rows]],
+            rounding=False,
+            progress=progress,
+        )
         with torch.no_grad():
             probabilities = model(result.images).softmax(1)
         changed = (result.images != clean).flatten(1).double().mean(1)

@@ -18,6 +18,7 @@ from lightning_robust.callbacks.distillation_report import Findings, print_study
 from lightning_robust.callbacks.distillation_runs import PairRuns, saliency_runs
 from lightning_robust.callbacks.first_images import FirstImages
 from lightning_robust.callbacks.measurement import (
+    attack_mask,
     image_size,
     log,
     num_classes,
@@ -145,11 +146,11 @@ class DistillationStudy(FirstImages):
         """Measure a batch."""
         # hooks of callbacks run outside autocast, but a user may have entered it
         with torch.autocast(module.device.type, enabled=False):
-            self._measure(module, batch.images.to(module.dtype), batch.labels)
+            self._measure(module, batch.images.to(module.dtype), batch.labels, attack_mask(module, batch))
         if self._progress:
             self._progress.done()
 
-    def _measure(self, module: pl.LightningModule, images: Tensor, labels: Tensor) -> None:
+    def _measure(self, module: pl.LightningModule, images: Tensor, labels: Tensor, mask: Tensor | None) -> None:
         with torch.no_grad():
             logits = module(images)
         self._logit.update(logits.abs())
@@ -162,19 +163,21 @@ class DistillationStudy(FirstImages):
         right = (clean == labels).nonzero()[:, 0]
         for name in self._pairs:
             attack = self.saliency.replace(temperature=temperature if name.endswith(_RESCALED) else 1.0)
-            runs = saliency_runs(attack, module, images[right], labels[right], self._told(name))
+            runs = saliency_runs(
+                attack, module, images[right], labels[right], self._told(name), None if mask is None else mask[right]
+            )
             self._count_pairs(name, labels[right], runs)
         for name, metric in self._fooled.items():
             if name == "cw":
                 continue
             attacked = rescaled if name.endswith(_RESCALED) else module
             result = self.attacks[name.removesuffix(_RESCALED)].run(
-                attacked, images, labels, clean_logits=None, rounding=False, progress=self._told(name)
+                attacked, images, labels, mask=mask, clean_logits=None, rounding=False, progress=self._told(name)
             )
             metric.update(labels, clean, ~result.success)
         if self.boundary is not None:
             result = self.boundary.run(
-                module, images, labels, clean_logits=logits, rounding=False, progress=self._told("cw")
+                module, images, labels, mask=mask, clean_logits=logits, rounding=False, progress=self._told("cw")
             )
             self._fooled["cw"].update(labels, clean, ~result.success)
             self._norm.update(result.norms["l2"][result.success & (clean == labels)])

@@ -22,6 +22,7 @@ from lightning_robust.callbacks.gray_box_report import Plan
 from lightning_robust.callbacks.gray_box_run import GrayBoxRun
 from lightning_robust.callbacks.gray_box_settings import FOREIGN, QUERY, check, row_name
 from lightning_robust.callbacks.measurement import (
+    attack_mask,
     file_name,
     log,
     publish_figure,
@@ -185,7 +186,7 @@ class GrayBoxTable(FirstImages):
         assert self._cells is not None
         # hooks of callbacks run outside autocast, but a user may have entered it
         with torch.autocast(module.device.type, enabled=False):
-            self._cells.measure(batch.images.to(module.dtype), batch.labels)
+            self._cells.measure(batch.images.to(module.dtype), batch.labels, attack_mask(module, batch))
         if self._cells.progress:
             self._cells.progress.done()
         self._keep(trainer, self._cells)

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from lightning_robust.attacks import PGD, Attack
+from lightning_robust.attacks.base import expand_mask
 from lightning_robust.attacks.randomness import image_keys, mix_seed, uniform
 from lightning_robust.batch import Batch
 from lightning_robust.callbacks.adversarial_accuracy import Acceleration, Search
 from lightning_robust.callbacks.attack_progress import AttackProgress
 from lightning_robust.callbacks.first_images import FirstImages
 from lightning_robust.callbacks.measurement import (
+    attack_mask,
     budget,
     image_size,
     log,
@@ -47,6 +49,9 @@ class MaskedPGD(FirstImages):
     Where something is left of an attack that is cut to pieces depends on the attack. ``attack_within_mask`` is the
     stronger reading: for each mask an attack that may only change the mask's pixels, and makes the most of them; it
     takes three attacks for each p, logged as ``…/top_within/p=<p>`` and so on.
+
+    Of a module whose attacks keep to the foreground (:class:`~lightning_robust.modules.ForegroundClassifier`) both
+    readings keep to it, too: what lies outside carries nothing.
 
     The map is complete before the first mask is made: the callback goes through this evaluation's images once itself,
     all of them, or reads a map that :class:`~lightning_robust.callbacks.InputGradientMap` wrote.
@@ -136,7 +141,10 @@ class MaskedPGD(FirstImages):
                 clean = module(images).argmax(1) == labels
             self._metric.update("clean", clean)
             rows = clean.nonzero()[:, 0]  # what is misclassified to begin with is not robust
-            found = self._attack(module, images[rows], labels[rows]) if len(rows) else {}
+            allowed = attack_mask(module, batch)
+            if allowed is not None:
+                allowed = expand_mask(allowed, images)[rows]
+            found = self._attack(module, images[rows], labels[rows], allowed) if len(rows) else {}
             for cell in self._metric.cells:
                 if cell != "clean":
                     right = torch.zeros_like(clean)
@@ -146,10 +154,12 @@ class MaskedPGD(FirstImages):
         if self._progress:
             self._progress.done()
 
-    def _attack(self, module: pl.LightningModule, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def _attack(
+        self, module: pl.LightningModule, images: Tensor, labels: Tensor, allowed: Tensor | None
+    ) -> dict[str, Tensor]:
         """Of each cell, which images are still classified rightly ``(n,)``."""
         found: dict[str, Tensor] = {}
-        adversarial = self._run(module, self.attack.to_the_end(), images, labels, None, "all pixels").images
+        adversarial = self._run(module, self.attack.to_the_end(), images, labels, allowed, "all pixels").images
         found["attacked"] = _right(module, adversarial, labels)
         keys = image_keys(images, mix_seed(self.seed))
         drawn = uniform(keys, torch.Size((len(images), *self._map.shape)), torch.float64)
@@ -161,7 +171,8 @@ class MaskedPGD(FirstImages):
                 found[_cell(kind, share)] = _right(module, torch.where(chosen, adversarial, images), labels)
                 if self.attack_within_mask:
                     what = f"{kind} {share:.0%}"
-                    result = self._run(module, self.attack, images, labels, mask, what)
+                    within = chosen if allowed is None else chosen * allowed
+                    result = self._run(module, self.attack, images, labels, within, what)
                     found[_cell(f"{kind}_within", share)] = ~result.success
         return found
 

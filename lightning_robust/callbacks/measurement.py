@@ -147,6 +147,39 @@ def log(module: pl.LightningModule, values: dict[str, Tensor | float], prog_bar:
         module.log(name, torch.as_tensor(value, dtype=torch.float64), prog_bar=prog_bar, rank_zero_only=False)
 
 
+def attack_mask(module: pl.LightningModule, batch: Batch, pixels: str | None = None) -> Tensor | None:
+    """Where an attack may change the images of a batch.
+
+    Args:
+        module: says it as ``attack_pixels``, "foreground" or "image"; one that does not sees the image.
+        batch: as the module was given it.
+        pixels: in place of the module's.
+
+    Returns:
+        The batch's mask, or ``None``: everywhere.
+
+    Raises:
+        UserError: for the foreground of a batch that has no masks.
+    """
+    if (pixels or getattr(module, "attack_pixels", "image")) == "image":
+        return None
+    if batch.mask is None:
+        raise UserError(
+            "an attack is to keep to the foreground, and the data gives no masks: batches must be (images, labels, "
+            "mask), or let it change the image"
+        )
+    return batch.mask
+
+
+def as_presented(trainer: pl.Trainer, module: pl.LightningModule, batch: Batch) -> Batch:
+    """Images that were not loaded by the Trainer, on the device and as the module wants them.
+
+    A :class:`~lightning_robust.modules.ForegroundClassifier` cuts them out on their way.
+    """
+    values = tuple(part for part in batch if part is not None)
+    return as_batch(trainer.strategy.batch_to_device(values, module.device, 0))
+
+
 def run_folder(trainer: pl.Trainer) -> Path | None:
     """The run's folder on rank zero; ``None`` on other ranks and where the trainer keeps no run (``fast_dev_run``)."""
     if not trainer.is_global_zero:

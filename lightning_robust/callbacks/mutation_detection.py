@@ -14,6 +14,7 @@ from lightning_robust.callbacks.adversarial_accuracy import Acceleration, Search
 from lightning_robust.callbacks.attack_progress import AttackProgress
 from lightning_robust.callbacks.measurement import (
     Measurement,
+    attack_mask,
     log,
     num_classes,
     publish_table,
@@ -159,13 +160,15 @@ class MutationDetection(Measurement):
             within = torch.ones_like(right) if self.limit_images is None else number < self.limit_images
             shown: dict[str, Tensor] = {NORMAL: images[right & within], WRONG: images[~right]}
             clean, truth = images[right & within], labels[right & within]
+            mask = attack_mask(module, batch)
+            mask = None if mask is None else mask[right & within]
             for name, attack in {**self.attacks, **self.adaptive}.items():
                 if len(clean) and not _aimed(attack, name in self.adaptive):
-                    shown[name] = self._attacked(name, name, attack, module, module, clean, truth)
+                    shown[name] = self._attacked(name, name, attack, module, module, clean, truth, mask)
             for name, detector in self.detectors.items():
                 aimed = {
                     kind: self._attacked(
-                        kind, f"{kind}_{name}", attack, module, Mutants(module, detector), clean, truth
+                        kind, f"{kind}_{name}", attack, module, Mutants(module, detector), clean, truth, mask
                     )
                     for kind, attack in self.adaptive.items()
                     if len(clean) and _aimed(attack)
@@ -183,12 +186,14 @@ class MutationDetection(Measurement):
         model: torch.nn.Module,
         images: Tensor,
         labels: Tensor,
+        mask: Tensor | None,
     ) -> Tensor:
         """The images of an attack that fool the model."""
         result = attack.run(
             model,
             images,
             labels,
+            mask=mask,
             stand_in=self._search.model(module) if model is module else None,
             rounding=False,
             progress=self._progress.reporter(run) if self._progress else None,

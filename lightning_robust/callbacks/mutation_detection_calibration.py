@@ -8,8 +8,9 @@ import numpy as np
 import pytorch_lightning as pl
 from torch import Tensor
 
+from lightning_robust.batch import Batch
 from lightning_robust.callbacks.attack_progress import AttackProgress
-from lightning_robust.callbacks.measurement import run_folder
+from lightning_robust.callbacks.measurement import as_presented, run_folder
 from lightning_robust.detectors import MutationTestingDetector
 from lightning_robust.errors import UserError
 
@@ -69,5 +70,6 @@ def _validation_images(trainer: pl.Trainer, module: pl.LightningModule, count: i
     dataset = trainer.datamodule.dataset("val")  # type: ignore[attr-defined]
     count = len(dataset) if count is None else min(count, len(dataset))
     # spread over the data: some sets are sorted by class
-    batch = dataset.__getitems__(np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist())
-    return batch.images.to(module.device, module.dtype), batch.labels.to(module.device)
+    samples = dataset.__getitems__(np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist())
+    batch = as_presented(trainer, module, Batch(samples.images, samples.labels, samples.masks))
+    return batch.images.to(module.dtype), batch.labels

@@ -103,12 +103,12 @@ class NonFiniteGuard(pl.Callback):
         )
 
     def _save(self, trainer: pl.Trainer, index: int, batch: Any) -> None:
-        images, labels, _ = as_batch(batch)
+        images, labels, mask = as_batch(batch)
         self._folder.mkdir(parents=True, exist_ok=True)
-        torch.save(
-            {"images": images.cpu(), "labels": labels.cpu(), "epoch": trainer.current_epoch, "batch": index},
-            self._file(trainer.global_rank),
-        )
+        kept = {"images": images.cpu(), "labels": labels.cpu(), "epoch": trainer.current_epoch, "batch": index}
+        if mask is not None:
+            kept["masks"] = mask.cpu()
+        torch.save(kept, self._file(trainer.global_rank))
 
     def _file(self, rank: int) -> Path:
         return self._folder / f"non_finite_batch_rank{rank}.pt"

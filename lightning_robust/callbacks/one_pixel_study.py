@@ -18,6 +18,7 @@ from lightning_robust.callbacks.adversarial_accuracy import Acceleration, Search
 from lightning_robust.callbacks.attack_progress import AttackProgress
 from lightning_robust.callbacks.measurement import (
     Measurement,
+    attack_mask,
     budget,
     class_names,
     log,
@@ -162,7 +163,9 @@ class OnePixelStudy(Measurement):
             return batch
         # rank r holds images r, r + world, …
         left = len(range(trainer.global_rank, self.limit_images, trainer.world_size)) - self._seen
-        return Batch(batch.images[:left], batch.labels[:left]) if left > 0 else None
+        if left <= 0:
+            return None
+        return Batch(batch.images[:left], batch.labels[:left], None if batch.mask is None else batch.mask[:left])
 
     # -- attacking -----------------------------------------------------------------------------------------------------
 
@@ -176,13 +179,15 @@ class OnePixelStudy(Measurement):
             place = torch.arange(self._seen, self._seen + len(images), device=labels.device)
             number = trainer.global_rank + trainer.world_size * place
             self._seen += len(images)
+            mask = attack_mask(module, batch)
             if self.only_correct:
                 rows = (logits.argmax(1) == labels).nonzero()[:, 0]
                 images, labels, logits, number = images[rows], labels[rows], logits[rows], number[rows]
+                mask = None if mask is None else mask[rows]
             if not len(images):
                 return
             for name in self.attacks:
-                runs = self._attack(module, name, images, labels, logits, number)
+                runs = self._attack(module, name, images, labels, logits, number, mask)
                 self._count(name, runs)
         if trainer.is_global_zero and sum(map(len, self._clean)) < self.examples:
             self._clean.append(images.float().cpu())
@@ -190,14 +195,24 @@ class OnePixelStudy(Measurement):
             self._progress.done()
 
     def _attack(
-        self, module: pl.LightningModule, name: str, images: Tensor, labels: Tensor, logits: Tensor, number: Tensor
+        self,
+        module: pl.LightningModule,
+        name: str,
+        images: Tensor,
+        labels: Tensor,
+        logits: Tensor,
+        number: Tensor,
+        mask: Tensor | None,
     ) -> Runs:
         """The results of a batch, found or taken from an earlier study that was killed."""
         attack, files, state = self.attacks[name], self._unfinished, None
         if files is not None:
             if self._weights is None:
                 self._weights = fingerprint(module)
-            facts = (attack, self.targeted, self.acceleration, num_classes(module), images, labels, number)
+            facts: tuple[Any, ...] = (attack, self.targeted, self.acceleration, num_classes(module))
+            facts = (*facts, images, labels, number)
+            if mask is not None:
+                facts = (*facts, mask)
             key = f"{name}_{fingerprint(self._weights, *facts)}"
             saved = files.load(key)
             if saved is not None and not self._said:
@@ -214,6 +229,7 @@ class OnePixelStudy(Measurement):
             Course(
                 logits=logits,
                 number=number,
+                mask=mask,
                 stand_in=self._search.model(module),
                 state=state,
                 checkpoint=None if files is None else lambda reached: files.save(key, reached),

@@ -11,6 +11,7 @@ from lightning_robust.callbacks.adversarial_accuracy import Acceleration, Search
 from lightning_robust.callbacks.attack_progress import AttackProgress
 from lightning_robust.callbacks.measurement import (
     Measurement,
+    attack_mask,
     log,
     num_classes,
     publish_figure,
@@ -94,6 +95,7 @@ class RobustnessCurve(Measurement):
                     module,
                     images,
                     labels,
+                    mask=attack_mask(module, batch),
                     clean_logits=logits,
                     stand_in=self._search.model(module),
                     rounding=False,

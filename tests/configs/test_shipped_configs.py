@@ -97,6 +97,24 @@ def write_folders(root: Path) -> None:
                 Image.fromarray(pixels).save(folder / f"{number}.JPEG")
 
 
+def write_masked_folders(root: Path) -> list[str]:
+    """Images in two classes with masks of their middle, and what reads them in place of a config's data."""
+    rng = np.random.default_rng(0)
+    mask = np.zeros((36, 36), dtype=np.uint8)
+    mask[8:28, 8:28] = 255
+    for split in ("train", "test"):
+        for name in ("round", "square"):
+            for kind in ("images", "masks"):
+                (root / kind / split / name).mkdir(parents=True)
+            for number in range(4):
+                pixels = rng.integers(0, 256, (36, 36, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(root / "images" / split / name / f"{number}.png")
+                Image.fromarray(mask).save(root / "masks" / split / name / f"{number}.png")
+    data = ["--data", "MaskedImageFolder", "--data.root", str(root), "--data.num_workers", "0"]
+    study = ["--trainer.callbacks.strong_images", "0", "--trainer.callbacks.radii", "[1]"]
+    return [*data, "--data.image_size", "32", "--data.val_size", "2", "--model.network_args", "{width: 2}", *study]
+
+
 SHORT = {
     "OnePixel": {"population": 4, "generations": 1},
     "JSMA": {"gamma": 0.002},
@@ -156,6 +174,10 @@ def small(name: str, root: Path) -> list[str]:
         return small_detection(root)
     if name == "study/distillation":
         return [*write_mnist(root, "MNIST", 20), *short(name)]
+    if name == "study/binarization":
+        return [*write_mnist(root, "MNIST", 20), *short(name)]
+    if family == "gtsrb" or name.startswith("study/foreground"):
+        return write_masked_folders(root)
     quick: list[str] = []
     if family == "study":
         quick = short(name)
