@@ -48,10 +48,12 @@ def partial_results(trainer: pl.Trainer, module: pl.LightningModule) -> dict[str
     recorder = _Recorder(module)
     stage = "test_partial" if trainer.state.fn == "test" else "val_partial"
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if (
-            isinstance(callback, AdversarialAccuracy | RobustnessCurve)
-            and callback._running
-            and any(metric.update_called for metric in callback._metrics.values())
-        ):
+        if not isinstance(callback, AdversarialAccuracy | RobustnessCurve) or not callback._running:
+            continue
+        if isinstance(callback, AdversarialAccuracy):
+            # an attack that no batch has been through has nothing to say
+            callback._metrics = {name: metric for name, metric in callback._metrics.items() if metric.update_called}
+        # and a curve is whole or none
+        if callback._metrics and all(metric.update_called for metric in callback._metrics.values()):
             callback.publish(trainer, cast(pl.LightningModule, recorder), stage)
     return recorder.logged

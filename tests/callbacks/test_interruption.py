@@ -15,7 +15,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-from lightning_robust.attacks import FGSM, PGD
+from lightning_robust.attacks import CW, FGSM, PGD
 from lightning_robust.callbacks import AdversarialAccuracy, RobustnessCurve, RunResults
 
 Make = Callable[..., Any]
@@ -173,3 +173,23 @@ def test_a_whole_test_has_nothing_partial(model: Make, trainer: Make, digits: Ma
     run.test(model(), digits())
     assert "test/robust_acc/fgsm" in results(tmp_path)
     assert not any("partial" in name for name in results(tmp_path))
+
+
+def test_an_attack_that_no_batch_has_been_through_has_nothing_to_say(
+    model: Make, trainer: Make, digits: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, handlers: Any
+) -> None:
+    original = PGD.run
+
+    def run(attack: PGD, *given: Any, **options: Any) -> Any:
+        if type(attack) is PGD:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(attack, *given, **options)
+
+    monkeypatch.setattr(PGD, "run", run)
+    attacks = {"fgsm": FGSM(eps=0.1), "pgd": PGD(eps=0.1, steps=3), "cw": CW(steps=1)}
+    curve = RobustnessCurve([0, 0.1, 0.2], attack=FGSM())
+    stopped = trainer(AdversarialAccuracy(attacks), curve, RunResults(), logger=True)
+    with pytest.raises(SIGTERMException):
+        stopped.test(model(), digits())
+    partial = {name for name in results(tmp_path) if name.startswith("test_partial/")}
+    assert partial == {f"test_partial/{what}/fgsm" for what in ("robust_acc", "success_rate", "success_rate_8bit")}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import shutil
 import signal
@@ -138,6 +139,95 @@ def test_signals(sent: signal.Signals, status: int) -> None:
     assert time.monotonic() - started < 30
     assert "Traceback" not in err
     assert Path("runs/quick/version_0/results.json").is_file()
+
+
+@pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_in_the_middle_of_a_batch_of_an_evaluation(sent: signal.Signals, status: int) -> None:
+    """The attack on the only batch would run for days; a scheduler waits for seconds."""
+    attacks = "{fgsm: {class_path: FGSM}, endless: {class_path: PGD, init_args: {steps: 100000000, eps: 0.001}}}"
+    given = ("--trainer.callbacks+=helpers_of_a_user.Tells", "--trainer.callbacks+=AdversarialAccuracy")
+    words = (*PROGRAM, "test", "--config", "quick.yaml", *given, f"--trainer.callbacks.attacks={attacks}")
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        while not Path("started").exists():
+            assert process.poll() is None
+            time.sleep(0.1)
+        time.sleep(3)
+        assert process.poll() is None
+        process.send_signal(sent)
+        started = time.monotonic()
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == status, err
+    assert time.monotonic() - started < 30
+    assert "Traceback" not in err
+    assert "Results" not in out
+    assert "Interrupted: the evaluation ended early; the results so far are in runs/quick/version_0" in err
+    results = json.loads(Path("runs/quick/version_0/results.json").read_text())
+    assert "test_partial/robust_acc/fgsm" in results
+    assert not any("endless" in name or name.startswith("test/") for name in results)
+
+
+def test_sigterm_ends_an_evaluation_on_two_devices() -> None:
+    attacks = "{endless: {class_path: PGD, init_args: {steps: 100000000, eps: 0.001}}}"
+    given = ("--trainer.callbacks+=helpers_of_a_user.Tells", "--trainer.callbacks+=AdversarialAccuracy")
+    words = (*PROGRAM, "test", "--config", "quick.yaml", *TWO, *given, f"--trainer.callbacks.attacks={attacks}")
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        while not Path("started").exists():
+            assert process.poll() is None
+            time.sleep(0.1)
+        time.sleep(3)
+        process.send_signal(signal.SIGTERM)
+        # both processes hold its pipes: the end of both is waited for
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 143, err
+    assert "Traceback" not in err
+
+
+STUDY = """
+data: {init_args: {limit: {train: 400, val: 20, test: 12}, eval_batch_size: 4}}
+trainer:
+  callbacks:
+    - class_path: OnePixelStudy
+      init_args:
+        attacks: {pixel: {class_path: OnePixel, init_args: {population: 12, generations: 12}}}
+        targeted: false
+        checkpoint_every: 3
+"""
+
+
+def test_a_one_pixel_study_that_was_killed_goes_on(folder: Path) -> None:
+    """By SIGKILL, which nothing can prepare for, in the middle of a generation."""
+    (folder / "study.yaml").write_text(STUDY, encoding="utf-8")
+    data = ("--data.limit", "{train: 600, val: 20, test: 12}")
+    assert execute(*PROGRAM, "fit", "--config", "quick.yaml", *data, "--trainer.max_epochs", "4").returncode == 0
+    checkpoint = str(next(Path("runs/quick/version_0/checkpoints").glob("*.ckpt")))
+    study = (*PROGRAM, "test", "--config", "quick.yaml", "--config", "study.yaml", "--ckpt_path", checkpoint)
+
+    def run(name: str, killed_at: int = 0) -> tuple[int, int]:
+        given = ("--trainer.callbacks+=helpers_of_a_user.KilledAt", f"--trainer.callbacks.generation={killed_at}")
+        result = execute(*study, "--run.name", name, *given)
+        assert killed_at or result.returncode == 0, result.stderr
+        return result.returncode, int(Path("generations").read_text())
+
+    def ended(folder: str) -> dict[str, float]:
+        results = json.loads(Path(folder, "results.json").read_text())
+        return {name: value for name, value in results.items() if not name.startswith("time/")}
+
+    _, whole = run("whole")
+    assert whole >= 20
+    killed_at = whole * 2 // 3
+    assert run("killed", killed_at) == (-signal.SIGKILL, killed_at)
+    kept = list(Path("runs/killed/unfinished_one_pixel").iterdir())
+    assert kept
+    assert not any(".tmp" in path.name for path in kept)
+    _, again = run("killed")
+    # what was finished is not made again, of what was under way at most what came after the last checkpoint
+    assert whole - killed_at < again <= whole - killed_at + 3
+    assert ended("runs/killed/version_1") == ended("runs/whole/version_0")
+    tables = [Path(folder, "tables") for folder in ("runs/killed/version_1", "runs/whole/version_0")]
+    names = sorted(path.name for path in tables[0].glob("*.csv"))
+    assert len(names) >= 2
+    assert [(tables[0] / name).read_text() for name in names] == [(tables[1] / name).read_text() for name in names]
+    assert not Path("runs/killed/unfinished_one_pixel").exists()
 
 
 def free_port() -> str:

@@ -38,6 +38,29 @@ class Raises(pl.Callback):
             raise UserError("the image x.png is broken")
         os.kill(os.getpid(), {"interrupt": signal.SIGINT, "terminate": signal.SIGTERM}[self.kind])
 
+class Tells(pl.Callback):
+    def on_test_batch_start(self, *args):
+        open("started", "w").close()
+
+class KilledAt(pl.Callback):
+    # counts the generations of one-pixel attacks in a file, and kills its process in the middle of one
+    def __init__(self, generation: int = 0):
+        self.generation, self.made = generation, 0
+
+    def on_test_start(self, trainer, module):
+        from lightning_robust.attacks.one_pixel_evolution import Evolution
+        original = Evolution._generation
+
+        def made(evolution, state):
+            self.made += 1
+            with open("generations", "w") as file:
+                file.write(str(self.made))
+            if self.made == self.generation:
+                os.kill(os.getpid(), signal.SIGKILL)
+            original(evolution, state)
+
+        Evolution._generation = made
+
 class BrokenImages(Digits):
     def read(self, split):
         source = super().read(split)
