@@ -17,6 +17,8 @@ from lightning_robust.callbacks.non_finite_guard import NonFiniteGuard
 from lightning_robust.callbacks.one_pixel_study import OnePixelStudy
 from lightning_robust.callbacks.pixel_iou import PixelIoU
 from lightning_robust.callbacks.prediction_writer import PredictionWriter
+from lightning_robust.callbacks.regions import RegionMaps
+from lightning_robust.callbacks.regions_neutralizer import NeutralizerStudy
 from lightning_robust.callbacks.robust_checkpoint import RobustCheckpoint
 from lightning_robust.callbacks.robustness_curve import RobustnessCurve
 from lightning_robust.callbacks.run_page import RunPage
@@ -37,10 +39,12 @@ __all__ = [
     "MaskedPGD",
     "Measurement",
     "MutationDetection",
+    "NeutralizerStudy",
     "NonFiniteGuard",
     "OnePixelStudy",
     "PixelIoU",
     "PredictionWriter",
+    "RegionMaps",
     "RobustCheckpoint",
     "RobustnessCurve",
     "RunPage",

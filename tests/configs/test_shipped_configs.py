@@ -9,11 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
 from lightning_robust.cli import main
 from lightning_robust.cli.configs import shipped
+from lightning_robust.models import create_network
 
 CONFIGS = shipped()
 TRAINERS = [name for name in CONFIGS if name.startswith("trainer/")]
@@ -163,6 +165,50 @@ def small_detection(root: Path) -> list[str]:
     ]
 
 
+def small_regions(name: str, root: Path) -> list[str]:
+    """Noise of two classes, and for a study a network that takes half of it for each of them."""
+    noise, suffix = np.random.default_rng(0), "png"
+    if "mnist01" in name or "fashion" in name:
+        folder = "MNIST" if "mnist01" in name else "FashionMNIST"
+        write_idx(root / folder / "raw", 200)
+        data, shape, mean = ["--data.root", str(root), "--data.val_size", "10"], (1, 28, 28), None
+    elif "cifar10" in name:
+        for split in ("train", "test"):
+            write_arrays(root / f"{split}.npz", 40, 2)
+        files = [
+            "--data.train",
+            str(root / "train.npz"),
+            "--data.test",
+            str(root / "test.npz"),
+            "--data.val_size",
+            "10",
+        ]
+        data, shape, mean = ["--data", "Arrays", *files], (3, 32, 32), "cifar10"
+    else:
+        for split in ("train", "test"):
+            for name_of_class in ("cat", "dog") if "cats" in name else ("Parasitized", "Uninfected"):
+                (root / split / name_of_class).mkdir(parents=True)
+                for number in range(20):
+                    pixels = noise.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+                    Image.fromarray(pixels).save(root / split / name_of_class / f"C{number}P1_{number}.{suffix}")
+        data, shape, mean = (
+            ["--data.root", str(root), "--data.image_size", "32", "--data.num_workers", "0"],
+            (3, 32, 32),
+            None,
+        )
+    data += ["--model.network", "small_cnn"]
+    if not name.startswith("study/"):
+        return data
+    network = create_network("small_cnn", 2, shape, mean=mean).eval()
+    with torch.no_grad():
+        logits = network(torch.from_numpy(noise.integers(0, 256, (200, *shape))).float() / 255)
+        network.network[-1].bias[0] -= (logits[:, 0] - logits[:, 1]).median()
+    torch.save(network.network.state_dict(), root / "half.pt")
+    callback = "--trainer.callbacks"
+    short = [f"{callback}.adaptive_steps", "1", f"{callback}.thetas", "[0.1, 0.6]", f"{callback}.attacks.pgd.steps", "1"]
+    return [*data, "--model.weights", str(root / "half.pt"), *short]
+
+
 def small(name: str, root: Path) -> list[str]:
     """What makes a config small enough for a test: its data, and a small network."""
     family = name.partition("/")[0]
@@ -170,6 +216,8 @@ def small(name: str, root: Path) -> list[str]:
         return ["--data.limit", "10"]
     if family in ("mnist", "fashion_mnist"):
         return write_mnist(root, {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}[family], 20)
+    if "regions/" in name:
+        return small_regions(name, root)
     if name == "study/mutation_detection":
         return small_detection(root)
     if name == "study/distillation":
