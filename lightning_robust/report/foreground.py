@@ -158,7 +158,7 @@ def draw(rows: Sequence[Mapping[str, Any]], paper: str | None = None) -> Figure:
     if paper:
         labels += ["paper: natural", "paper: PGD"]
         values = [[*of, *_published(row, paper)] for of, row in zip(values, rows, strict=True)]
-    views = list(dict.fromkeys(view for row in rows for view in row["views"]))
+    views = sorted({view for row in rows for view in row["views"]}, key=_from_less_to_more)
     nothing = {"clean": math.nan}
     matrices = [
         AccuracyMatrix(title="Accuracy by training and data", rows=names, columns=labels, values=np.asarray(values)),
@@ -174,6 +174,13 @@ def draw(rows: Sequence[Mapping[str, Any]], paper: str | None = None) -> Figure:
         "what the classifier sees."
     )
     return accuracy_matrices(matrices, title="Foreground masks: what a background costs", note=note)
+
+
+def _from_less_to_more(view: str) -> tuple[int, int]:
+    """The whole image, then masks from the smallest to the largest, then those that are predicted."""
+    kind, _, radius = view.partition("_")
+    size = int(radius or 0)
+    return ("whole", "eroded", "given", "dilated", "predicted").index(kind), -size if kind == "eroded" else size
 
 
 def _published(row: Mapping[str, Any], paper: str | None) -> tuple[float, float]:

@@ -123,6 +123,8 @@ SHORT = {
     "DeepFool": {"steps": 1},
     "CW": {"steps": 2, "binary_search_steps": 1},
     "PGD": {"steps": 1},
+    "APGD": {"steps": 2},
+    "Square": {"queries": 4},
     "OptMargin": {"steps": 2, "binary_search_steps": 1, "surrogates": 2},
     "RegionBased": {"votes": 2},
     "Randomization": {"resize_back": "true"},  # the small network takes images of one size

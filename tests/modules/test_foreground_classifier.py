@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_robust.attacks import PGD
 from lightning_robust.attacks.randomness import mix_seed
 from lightning_robust.batch import Batch
-from lightning_robust.datamodules import Digits
+from lightning_robust.datamodules import Digits, MaskedImageFolder
 from lightning_robust.errors import UserError
 from lightning_robust.models import ForegroundNetwork, compose, grow_masks
 from lightning_robust.modules import ForegroundClassifier, ImageClassifier, OptimizerSettings, SegmenterSettings
@@ -252,6 +252,29 @@ def test_one_process_and_two_agree(tmp_path: Path, settings: dict[str, Any]) -> 
         found.append({name: float(value) for name, value in run.callback_metrics.items()})
     assert found[0].keys() == found[1].keys()
     assert found[0] == pytest.approx(found[1], rel=1e-9)
+
+
+@pytest.mark.real_data
+def test_on_real_objects(real_data: Path, tmp_path: Path) -> None:
+    """Crops of COCO with their masks, from a folder: cut out in training, and attacked on the object alone."""
+    data = MaskedImageFolder(
+        str(real_data / "coco_objects"), image_size=32, test_size=0.3, val_size=0.1, batch_size=16, num_workers=0
+    )
+    seen = Seen()
+    module = ForegroundClassifier(
+        "small_cnn", data.num_classes, (3, 32, 32), objective=PGDAdversarial(attack=ATTACK), segmenter=SMALL
+    )
+    run = trainer(tmp_path, seen, limit_train_batches=3, use_distributed_sampler=True)
+    run.fit(module, data)
+    run.test(module, data, verbose=False)
+    assert 0 <= float(run.callback_metrics["test/acc"]) <= 1
+    for batch in seen.batches:
+        outside = (~batch.mask).expand_as(batch.images)
+        assert 0.02 < float(batch.mask.float().mean()) < 0.98
+        assert (batch.images[outside] == 0).all()
+        changed = ATTACK(module.network, batch.images, batch.labels, mask=batch.mask) != batch.images
+        assert changed.any()
+        assert not changed[outside].any()
 
 
 def test_noise_keys_are_tied_to_the_seed() -> None:

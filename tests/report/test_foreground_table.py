@@ -80,6 +80,8 @@ def test_files_and_words(runs: list[Path], tmp_path: Path) -> None:
     assert "PGD, masks held" not in printed(rows[:2])[0]
     texts = [text.get_text() for axes in draw(rows).axes for text in axes.texts]
     assert "90.0" in texts
+    named = " ".join(text.get_text().replace("\n", " ") for text in draw(rows).texts)
+    assert named.index("whole") < named.index("dilated 1") < named.rindex("predicted")
 
 
 def test_the_published_differences() -> None:
