@@ -125,7 +125,8 @@ class ThreatModel:
         values, pixels = images[0].numel(), images[0, 0].numel()
         if self.norm == "l0" and self.radius > pixels:
             raise UserError(
-                f"{self.radius:g} pixels are to change, but images of shape {tuple(images.shape[1:])} have {pixels}"
+                f"{self.radius:g} pixels are to change, but images of shape {tuple(images.shape[1:])} have {pixels}: "
+                "choose fewer"
             )
         limit = {"linf": 1.0, "l2": math.sqrt(values), "l1": float(values), "l0": float(pixels)}[self.norm]
         if self.radius > limit:
