@@ -56,8 +56,8 @@ class NeutralizerStudy(FirstImages):
     * ``mod`` (score_mod): neutralised images.
     * ``write``, ``held``, ``adaptive`` (score_mod-adv): neutralised images, attacked with the same budget, by who may
       write into the blob; by who may not (it is blanked again; the paper does not say which of the two it measured);
-      and by who may not and knows of the blob: an image is right where it is under "held", under the same attack
-      through the defense, and under PGD through it (:func:`~lightning_robust.defenses.neutralizer.attack_neutralized`).
+      and by who may not and knows of the blob: an image is right where it is under "held", under the same attack by
+      who knows, and under PGD by who knows (:func:`~lightning_robust.defenses.neutralizer.attack_neutralized`).
 
     Each with the blob of the "known" class (an oracle), of the "predicted" class, and of the "pair" (all classes' blobs
     at once). Scores are of all test images of a direction's source class, with 95 % Wilson intervals. Who knows the

@@ -156,7 +156,8 @@ def attack_neutralized(
       into the blob; to know of it would gain him nothing.
     * "held": the same, and blanked again before they are classified: what he wrote into the blob is lost. He does not
       know of it.
-    * "adaptive": he knows of it, and attacks the blanked images through the defense as it is.
+    * "adaptive": he knows of it, and changes the image before it is blanked, by the same budget. He tries two ways: the
+      attack on the bare classifier, which may change whose blob is taken, and the attack through the defense as it is.
 
     Args:
         defense: around a classifier; with blobs of the predicted class, S_mod is made with the clean prediction.
@@ -174,10 +175,19 @@ def attack_neutralized(
     if reading not in ("write", "held", "adaptive"):
         raise UserError(f"reading={reading!r}: choose write, held or adaptive")
     model = defense.protected()
+    if reading == "adaptive":
+        first, right = _judged(defense, attack.run(model, images, labels, rounding=False).images, labels)
+        through = attack.run(defense, images, labels, rounding=False)
+        found = torch.where(right[:, None, None, None], through.images, first)
+        return found, right & ~through.success
     with attacking(defense), torch.no_grad():  # lent in eval mode
         start = defense.transform(images.detach().clone())
-    attacked = attack.run(defense if reading == "adaptive" else model, start, labels, rounding=False)
-    if reading != "held":
+    attacked = attack.run(model, start, labels, rounding=False)
+    if reading == "write":
         return attacked.images, ~attacked.success
+    return _judged(defense, attacked.images, labels)
+
+
+def _judged(defense: Neutralizer, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     with attacking(defense), torch.no_grad():
-        return attacked.images, defense(attacked.images).argmax(1) == labels
+        return images, defense(images).argmax(1) == labels

@@ -10,6 +10,7 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 from lightning_robust.errors import UserError
 
 _KERNEL = 11  # pixels, of a Gaussian of σ = 1.5 (Wang et al. 2004)
+_AT_ONCE = 2**15  # pixels: a convolution in float64 unfolds each into its window, which takes 5 kB
 
 
 def map_similarity(first: Tensor, second: Tensor) -> Tensor:
@@ -39,6 +40,11 @@ def map_similarity(first: Tensor, second: Tensor) -> Tensor:
         return first.new_zeros(0, dtype=torch.float64)
     reach = min(_KERNEL, side - 1 + side % 2) // 2
     sigma = 1.5 if reach == _KERNEL // 2 else (reach - 0.4) / 3.5  # torchmetrics' window reaches int(3.5 σ + 0.5)
+    few = max(1, _AT_ONCE // first[0].numel())
+    return torch.cat([_similarity(*part, sigma) for part in zip(first.split(few), second.split(few), strict=True)])
+
+
+def _similarity(first: Tensor, second: Tensor, sigma: float) -> Tensor:
     found = structural_similarity_index_measure(
         first.detach().double()[:, None],
         second.detach().double()[:, None],
