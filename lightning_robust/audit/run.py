@@ -143,7 +143,7 @@ def _audited(
         threat_model=subject.threat_model,
         images=subject.total,
         seed=subject.seed,
-        clean_accuracy=float(subject.right.double().mean()),
+        clean_accuracy=int(subject.right.sum()) / subject.total,
         robust_accuracy=robust / subject.total,
         confidence_interval=interval,
         verdict=verdict,

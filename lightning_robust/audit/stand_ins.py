@@ -64,39 +64,48 @@ class StraightThrough(nn.Module):
 
     Args:
         model: images to logits.
+        casts: also go through casts to whole numbers, which then stay floats: not where they are used as indices.
     """
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, casts: bool = True) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.casts = model, casts
 
     def forward(self, images: Tensor) -> Tensor:
         """``(N, C, H, W)`` to logits ``(N, K)``."""
         if not torch.is_grad_enabled():
             return self.model(images)
-        with _PassOn():
+        with _PassOn(self.casts):
             return self.model(images)
 
 
 class _PassOn(TorchFunctionMode):
+    def __init__(self, casts: bool) -> None:
+        super().__init__()
+        self.casts = casts
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = name_of(func)
         if name == "_set_grad_enabled":
             return None  # no_grad within the model
-        if not args or not isinstance(args[0], Tensor) or not args[0].is_floating_point():
+        if not args or not isinstance(args[0], Tensor) or not args[0].requires_grad:
             return func(*args, **kwargs)
         given = args[0]
         if name in _DETACHING:
             return given
-        if name in _CASTS or (
-            name in ("to", "type") and any(value in _INTEGERS for value in (*args, *kwargs.values()))
-        ):
+        if self.casts and _to_integers(name, args, kwargs):
             return _straight(given, given.detach().trunc())
         result = func(*args, **kwargs)
         if name in _ROUNDING and isinstance(result, Tensor) and result.shape == given.shape:
             return _straight(given, result)
         return result
+
+
+def _to_integers(name: str, args: Any, kwargs: Any) -> bool:
+    if name in ("to", "type"):
+        return any(isinstance(value, torch.dtype) and value in _INTEGERS for value in (*args, *kwargs.values()))
+    return name in _CASTS
 
 
 def _straight(given: Tensor, result: Tensor) -> Tensor:
@@ -120,9 +129,9 @@ class Watch(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = name_of(func)
-        tensor = bool(args) and isinstance(args[0], Tensor) and args[0].is_floating_point()
-        whole = name in _CASTS or (name in ("to", "type") and any(v in _INTEGERS for v in (*args, *kwargs.values())))
-        if tensor and (name in _ROUNDING | _DETACHING or whole):
+        differentiated = bool(args) and isinstance(args[0], Tensor) and args[0].requires_grad
+        whole = _to_integers(name, args, kwargs)
+        if differentiated and (name in _ROUNDING | _DETACHING or whole):
             self.shattering["a cast to whole numbers" if whole else name] = None
         if "dropout" in name and _is_on(args, kwargs) and kwargs.get("p", args[1] if len(args) > 1 else 0.5) > 0:
             self.training["dropout"] = None

@@ -251,7 +251,7 @@ class Subject:
             self.rows.append(
                 AttackRow(
                     name=name,
-                    robust_accuracy=float(left.sum() / max(int(base.sum()), 1)),
+                    robust_accuracy=int(left.sum()) / max(int(base.sum()), 1),
                     seconds=time.perf_counter() - begun,
                     adaptive=adaptive,
                     images=int(base.sum()),

@@ -3,6 +3,7 @@
 from lightning_robust.callbacks.adversarial_accuracy import AdversarialAccuracy
 from lightning_robust.callbacks.attack_progress import AttackProgress
 from lightning_robust.callbacks.attack_schedule import AttackSchedule
+from lightning_robust.callbacks.audit import Audit
 from lightning_robust.callbacks.catastrophic_overfitting import CatastrophicOverfitting
 from lightning_robust.callbacks.distillation_study import DistillationStudy
 from lightning_robust.callbacks.foreground_study import ForegroundStudy
@@ -19,7 +20,7 @@ from lightning_robust.callbacks.pixel_iou import PixelIoU
 from lightning_robust.callbacks.prediction_writer import PredictionWriter
 from lightning_robust.callbacks.regions import RegionMaps
 from lightning_robust.callbacks.regions_neutralizer import NeutralizerStudy
-from lightning_robust.callbacks.robust_checkpoint import RobustCheckpoint
+from lightning_robust.callbacks.robust_checkpoint import RobustCheckpoint, RobustEarlyStopping
 from lightning_robust.callbacks.robustness_curve import RobustnessCurve
 from lightning_robust.callbacks.run_page import RunPage
 from lightning_robust.callbacks.run_results import RunResults
@@ -29,6 +30,7 @@ __all__ = [
     "AdversarialAccuracy",
     "AttackProgress",
     "AttackSchedule",
+    "Audit",
     "CatastrophicOverfitting",
     "DetectAdversarial",
     "DistillationStudy",
@@ -46,6 +48,7 @@ __all__ = [
     "PredictionWriter",
     "RegionMaps",
     "RobustCheckpoint",
+    "RobustEarlyStopping",
     "RobustnessCurve",
     "RunPage",
     "RunResults",

@@ -14,6 +14,7 @@ COMMANDS = {
     "validate": "evaluate on the validation images",
     "test": "evaluate on the test images: every number, table and figure",
     "predict": "write each test image's predicted class and its probability",
+    "audit": "find out whether a model's robust accuracy can be trusted",
     "report": "make a page of HTML of a run, or of several side by side",
     "configs": "list the shipped configs",
 }
@@ -41,6 +42,11 @@ def main(args: list[str] | None = None) -> None:
             from lightning_robust.cli.configs import print_configs
 
             print_configs(words[1:])
+        elif words[0] == "audit":
+            from lightning_robust.cli.audit import run_audit
+
+            if status := run_audit(words):
+                raise SystemExit(status)
         elif words[0] == "report":
             from lightning_robust.cli.report import report as make_report
 
@@ -100,6 +106,7 @@ def _print_help() -> None:
         "  lightning-robust train --config quickstart --model.objective Natural",
         "  lightning-robust train --config cifar10/at --config trainer/multi_gpu --data.root /path/to/data",
         "  lightning-robust test --ckpt_path runs/quickstart/version_0/checkpoints/last.ckpt",
+        "  lightning-robust audit --ckpt runs/quickstart/version_0/checkpoints/last.ckpt --eps 0.2",
         "  lightning-robust report runs/quickstart/version_0 runs/quickstart/version_1",
     ]
     print("\n".join(lines))

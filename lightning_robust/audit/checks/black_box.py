@@ -45,6 +45,10 @@ def _square(subject: Subject, budget: Budget, found: Findings) -> Seen:
 
 
 def _transfer(subject: Subject, budget: Budget, found: Findings) -> Seen:
+    sample = subject.first(budget.sample) & subject.right
+    if not bool((sample & ~found.by_gradients()).any()):  # no surrogate need be trained
+        total = int(sample.sum())
+        return Seen(judge(0, total, BLACK_BOX), 0.0, f"of {total} images gradient attacks left none{too_few(total)}")
     surrogate = found.surrogate
     what = "the surrogate that was given"
     if surrogate is None:

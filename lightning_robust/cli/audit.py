@@ -1,0 +1,269 @@
+"""The command ``audit``: any model, any data module, any defense; tables, a file, and a status for CI."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning.cli import LightningArgumentParser
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from torch import Tensor, nn
+
+from lightning_robust.attacks import parse_number
+from lightning_robust.audit import EXIT_STATUS, AuditResult, CheckResult, Estimate, audit, budget_of, spoken
+from lightning_robust.audit.subject import Progress as Told
+from lightning_robust.cli.audit_models import Given, checkpoint_model, evaluating, load_model, run_config
+from lightning_robust.cli.messages import located, users_mistake
+from lightning_robust.cli.noise import quiet
+from lightning_robust.cli.parser import RobustParser
+from lightning_robust.cli.sources import sources
+from lightning_robust.datamodules import ImageDataModule
+from lightning_robust.defenses import Defense
+from lightning_robust.errors import UserError
+from lightning_robust.loggers import RunLogger
+from lightning_robust.report import save_figure, write_csv
+from lightning_robust.report.audit import audit_figures, check_rows, print_audit
+
+_STATUS = ", ".join(f"{status} {verdict.replace('_', ' ')}" for verdict, status in EXIT_STATUS.items())
+
+
+class AuditParser(RobustParser):
+    """The parser of this command alone."""
+
+    def _roots(self, command: str) -> dict[str, Any]:
+        roots: dict[str, Any] = {name.partition(".")[0]: Any for name in self._options(command)}
+        return roots | {"data": ImageDataModule, "defense": Defense}
+
+
+def run_audit(words: list[str]) -> int:
+    """Audit a model.
+
+    Args:
+        words: the command and its options.
+
+    Returns:
+        the status to end with: 0 trusted, 3 masked, 4 not enough evidence.
+
+    Raises:
+        UserError: for every mistake of the user.
+    """
+    with quiet(), _as_arguments(words):
+        parser = _parser()
+        given = parser.parse_args(_with_data(words)[1:])
+        settings = _checked(given)
+        try:
+            made = parser.instantiate_classes(given)
+        except Exception as error:
+            mistake = users_mistake(error)
+            if mistake is None:
+                raise
+            raise UserError(located(mistake, sources(words))) from None
+        result = _audit(settings, made.data, made.defense)
+        _keep(result, _folder(settings, given.defense is not None))
+    return EXIT_STATUS[result.verdict]
+
+
+def _parser() -> LightningArgumentParser:
+    parser = AuditParser(
+        prog="lightning-robust audit",
+        description="Finds out whether a model's robust accuracy can be trusted: named checks, adaptive attacks on "
+        f"what they find, a verdict. Ends with status {_STATUS} (2: a mistake in the input).",
+        default_env=False,
+        allow_abbrev=False,
+    )
+    model = parser.add_argument_group("the model: one of these")
+    model.add_argument("--ckpt", help="a checkpoint of a run of this program; its run's config names the data")
+    model.add_argument("--network", help="a network by name: an own one, timm/NAME or torchvision/NAME")
+    model.add_argument("--program", help="an exported program (torch.export.save), a .pt2 file")
+    model.add_argument("--module", help="an nn.Module, or what makes one: package.module:name or file.py:name")
+    more = parser.add_argument_group("of the model")
+    more.add_argument("--weights", help="with --network: a state dict, also one in RobustBench's style")
+    more.add_argument("--pretrained", type=bool, default=False, help="with --network: its published weights")
+    more.add_argument("--network_args", type=dict[str, Any], default={}, help="with --network: its options")
+    more.add_argument(
+        "--normalization",
+        help="what the model expects and does not do itself: imagenet, cifar10, cifar100, mnist, none",
+    )
+    parser.add_subclass_arguments(
+        ImageDataModule,
+        "data",
+        required=False,
+        help="the data module, as in the other commands; by default that of the checkpoint's run",
+    )
+    parser.add_subclass_arguments(
+        Defense, "defense", required=False, skip={"model"}, help="a defense to put around the model"
+    )
+    what = parser.add_argument_group("what is asked")
+    what.add_argument("--eps", type=float | str, default="8/255", help="budget in pixel units of [0, 1]")
+    what.add_argument("--norm", default="linf", help="linf, l2 or l1")
+    what.add_argument("--budget", default="quick", help="quick, standard or full (with AutoAttack)")
+    what.add_argument("--images", type=int | None, help="how many; by default 500 (quick) or 1000, drawn by the seed")
+    what.add_argument("--split", default="test", help="train, val or test")
+    what.add_argument("--surrogate", help="a checkpoint of another model of the data, to make images on")
+    what.add_argument("--seed", type=int, default=0, help="of all random numbers")
+    what.add_argument("--batch_size", type=int, default=128, help="images that are attacked at a time")
+    what.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, …")
+    what.add_argument("--name", help="name of the model in the results")
+    what.add_argument("--output", help="folder of audit.json; by default the checkpoint's run, else a new one in runs/")
+    return parser
+
+
+def _with_data(words: list[str]) -> list[str]:
+    """Put the data of the checkpoint's run before what the user says of it."""
+    said = [(source.path, source.node) for source in sources(words)]
+    named = {path[0] for path, _ in said if path}
+    if ("data",) in [path for path, _ in said] or "ckpt" not in named:
+        return words
+    checkpoint = next(str(node.value) for path, node in said if path == ("ckpt",))
+    known = run_config(checkpoint)
+    if not known or "data" not in known:
+        raise UserError(
+            f"--ckpt {checkpoint}: no config.yaml of its run lies beside it, so its data is not known: give --data "
+            "NAME (--data.root DIR, …)"
+        )
+    return [words[0], f"--data={json.dumps(known['data'])}", *words[1:]]
+
+
+def _checked(given: Any) -> Given:
+    """What can be said before anything is loaded."""
+    named = [name for name in ("ckpt", "network", "program", "module") if getattr(given, name) is not None]
+    if len(named) != 1:
+        told = " and ".join(f"--{name}" for name in named) or "none"
+        raise UserError(f"which model? give one of --ckpt, --network, --program and --module ({told} was given)")
+    if given.data is None:
+        raise UserError("which data? give --data NAME, for example --data CIFAR10 --data.root DIR")
+    for name in ("weights", "pretrained"):
+        if getattr(given, name) and given.network is None:
+            raise UserError(f"--{name} belongs to --network: a --{named[0]} brings its own")
+    if given.network is not None and not (given.weights or given.pretrained):
+        raise UserError(
+            f"--network {given.network} alone has random weights: give --weights FILE, or --pretrained true"
+        )
+    if given.split not in ("train", "val", "test"):
+        raise UserError(f"--split {given.split}: choose train, val or test")
+    if given.images is not None and given.images < 1:
+        raise UserError(f"--images {given.images}: at least one, and 73 or more for a check to pass")
+    if given.batch_size < 1:
+        raise UserError(f"--batch_size {given.batch_size}: at least one image")
+    parse_number(given.eps)
+    budget_of(given.budget)
+    return Given(**{name: getattr(given, name) for name in Given.__dataclass_fields__})
+
+
+def _audit(given: Given, data: ImageDataModule, defense: Defense | None) -> AuditResult:
+    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if given.device == "auto" else given.device)
+    model, name = load_model(given, data)
+    images, labels = _images(data, given)
+    audited: nn.Module = model.to(device)
+    if defense is not None:
+        audited = evaluating(defense.around(audited))
+        name = f"{name} + {type(defense).__name__}"
+    surrogate = None
+    if given.surrogate is not None:
+        surrogate = checkpoint_model(given.surrogate, data)[0].to(device).eval()
+    with _progress() as (told, on_check):
+        return audit(
+            audited,
+            images.to(device),
+            labels.to(device),
+            eps=given.eps,
+            norm=given.norm,
+            budget=given.budget,
+            surrogate=surrogate,
+            seed=given.seed,
+            batch_size=given.batch_size,
+            # an exported graph is not to be taken apart
+            fast=given.program is None,
+            progress=told,
+            on_estimate=lambda estimate: _tell(estimate, given.budget, len(images)),
+            on_check=on_check,
+            model_name=given.name or name,
+            data_name=f"{type(data).__name__} ({given.split})",
+        )
+
+
+def _images(data: ImageDataModule, given: Given) -> tuple[Tensor, Tensor]:
+    """So many images, drawn by the seed: a folder's first ones may be all of one class."""
+    dataset = data.dataset(given.split)  # type: ignore[arg-type]
+    wanted = budget_of(given.budget).images if given.images is None else given.images
+    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(given.seed))
+    rows = order[:wanted].sort().values.tolist()
+    batch = dataset.__getitems__(rows)
+    return batch.images, batch.labels
+
+
+def _tell(estimate: Estimate, budget: str, images: int) -> None:
+    print(f"audit: {budget} budget, {images} images; at most about {spoken(estimate.total)} on this machine, of which")
+    for title, seconds in sorted(estimate.rows, key=lambda row: -row[1])[:5]:
+        print(f"  {spoken(seconds):>8}  {title}")
+    print("  (images that fall leave early; adaptive attacks on what is found come on top)", flush=True)
+
+
+@contextmanager
+def _progress() -> Iterator[tuple[Told, Any]]:
+    """A bar in a terminal; else a line for each check."""
+    if not sys.stdout.isatty():
+        yield lambda name, done: None, _line
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=Console(), transient=True) as bar:
+        task = bar.add_task("audit", total=1.0)
+        yield (
+            lambda name, done: bar.update(task, description=name or "audit", completed=done),
+            lambda check: bar.console.print(_words(check), markup=False, highlight=False),
+        )
+
+
+def _line(check: CheckResult) -> None:
+    print(_words(check), flush=True)
+
+
+def _words(check: CheckResult) -> str:
+    outcome = check.outcome.upper() if check.outcome == "flag" else check.outcome
+    return f"{outcome:<8} {check.title}  ({check.seconds:.1f} s)"
+
+
+def _folder(given: Given, defended: bool) -> Path:
+    if given.output is not None:
+        return Path(given.output)
+    if given.ckpt is not None and not defended:
+        folder = Path(given.ckpt).resolve().parent.parent
+        if (folder / "config.yaml").is_file():
+            return folder
+    # a run of its own: beside the run of its checkpoint it would pass for the undefended model's
+    stem = Path(given.ckpt or given.program or "").stem or str(given.network or given.module).replace(":", ".")
+    logger = RunLogger("runs", "audit_" + "".join(c if c.isalnum() or c in "._-=" else "_" for c in stem))
+    logger.prepare()
+    return logger.folder
+
+
+def _keep(result: AuditResult, folder: Path) -> None:
+    path = result.write(folder)
+    plain = result.to_plain()
+    write_csv(folder / "tables" / "audit.csv", check_rows(plain))
+    for name, figure in audit_figures(plain).items():
+        save_figure(figure, folder / "figures" / f"{name}.png")
+    print_audit(plain)
+    print(f"Results: {path}")
+
+
+@contextmanager
+def _as_arguments(words: list[str]) -> Iterator[None]:
+    """The parser's messages go by the process's arguments."""
+    before = sys.argv
+    sys.argv = [before[0], *words]
+    try:
+        yield
+    finally:
+        sys.argv = before
