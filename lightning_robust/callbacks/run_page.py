@@ -15,11 +15,15 @@ import torch
 from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 from rich.console import Console
 
+import lightning_robust
 from lightning_robust.callbacks.measurement import run_folder
 from lightning_robust.report import write_json
 from lightning_robust.report.page import write_page
 
 _PACKAGES = ("lightning-robust", "torch", "torchvision", "pytorch-lightning", "torchmetrics", "timm", "numpy")
+
+
+_CONFIGS = Path(lightning_robust.__file__).resolve().parent / "configs"
 
 
 class RunPage(pl.Callback):
@@ -97,9 +101,15 @@ class RunPage(pl.Callback):
 
 
 def _command() -> list[str]:
-    """The command line without the interpreter's and the program's path."""
+    """The command line as it can be typed again: the program and the shipped configs by their names."""
     name = Path(sys.argv[0]).name
-    return ["lightning-robust" if name in ("lightning-robust", "__main__.py") else name, *sys.argv[1:]]
+    return ["lightning-robust" if name in ("lightning-robust", "__main__.py") else name, *map(_short, sys.argv[1:])]
+
+
+def _short(word: str) -> str:
+    path = Path(word)
+    inside = path.suffix == ".yaml" and path.is_relative_to(_CONFIGS)
+    return path.relative_to(_CONFIGS).with_suffix("").as_posix() if inside else word
 
 
 def _now() -> str:
@@ -126,7 +136,9 @@ def _surroundings(trainer: pl.Trainer) -> dict[str, Any]:
         names = [torch.cuda.get_device_name(device)]
         versions["cuda"] = torch.version.cuda or "none"
     else:
-        names = [f"{device.type} ({platform.processor() or platform.machine()}, {torch.get_num_threads()} threads)"]
+        threads = torch.get_num_threads()
+        processor = platform.processor() or platform.machine()
+        names = [f"{device.type} ({processor}, {threads} thread{'s' * (threads > 1)})"]
     return {
         "versions": versions,
         "devices": {

@@ -46,7 +46,15 @@ def test_a_run_ends_with_its_page(program: Program) -> None:
     assert (told["status"], told["stages"]) == ("finished", ["fit", "test"])
     assert told["devices"]["count"] == 1  # type: ignore[index]
     assert {"python", "torch", "lightning-robust"} <= set(told["versions"])  # type: ignore[call-overload]
+    assert told["command"][1:] == ["train", "--config", "quick.yaml"]  # type: ignore[index]
     assert told["ended"] >= told["started"]  # type: ignore[operator]
+
+
+def test_shipped_configs_are_named_as_they_are_typed(program: Program) -> None:
+    short = ("--trainer.max_epochs", "1", "--data.limit", "10", "--trainer.callbacks", "[]", "--run.wandb", "off")
+    assert program("fit", "--config", "quickstart", *short).status == 0
+    told = json.loads(Path("runs/quickstart/version_0/environment.json").read_text())
+    assert told["command"][1:] == ["fit", "--config", "quickstart", *short]
 
 
 def test_of_two_devices_one_writes_the_page(program: Program) -> None:

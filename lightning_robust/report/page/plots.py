@@ -92,7 +92,11 @@ def table_charts(runs: Sequence[Run]) -> list[Chart]:
             for column, words in columns:
                 lines = [line for run in having if (line := _of_table(run, name, x, column)) is not None]
                 if lines:
-                    out.append(_chart(f"{words} against {x_words}, {name.replace('_', ' ')}", x_words, lines))
+                    out.append(
+                        _chart(
+                            f"{words} against {x_words}, {name.removeprefix(start).replace('_', ' ')}", x_words, lines
+                        )
+                    )
     return out
 
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 _SEEDS = ("seed_everything", "model.seed", "data.seed")
-_NO_MATTER = ("run.version", "run.name", "run.root", "run.wandb_id")
 
 
 def flatten(config: Mapping[str, Any]) -> dict[str, str]:
@@ -58,10 +57,10 @@ def _text(value: Any) -> str:
 def split(settings: Sequence[Mapping[str, str]]) -> tuple[list[str], list[str]]:
     """Names of the settings in which runs differ, and of those that all share.
 
-    A run's own folder is no difference.
+    Where a run is kept and logged (``run.…``) is no difference.
     """
     names = list(dict.fromkeys(name for one in settings for name in one))
-    apart = [name for name in names if len({one.get(name) for one in settings}) > 1 and name not in _NO_MATTER]
+    apart = [name for name in names if len({one.get(name) for one in settings}) > 1 and not name.startswith("run.")]
     return apart, [name for name in names if name not in apart]
 
 

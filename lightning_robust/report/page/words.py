@@ -24,6 +24,7 @@ _MEASURES: tuple[tuple[str, str, Kind, int], ...] = (
     (r"lambda_sweep/(?:iou)/lam=(.+)", "gradient IoU at λ = {0}", "number", 0),
     (r"lambda_sweep/psnr/lam=(.+)", "PSNR at λ = {0}", "decibel", 1),
     (r"input_gradient_mean", "mean |∇x|", "small", 0),
+    (r"input_gradient_iou", "gradient IoU", "number", 0),
     (r"(.*iou)", "gradient IoU ({0})", "number", 0),
     (r"psnr", "PSNR of the reconstruction", "decibel", 1),
     (r"loss", "loss", "number", -1),

@@ -25,6 +25,8 @@ from .conftest import picture
         ("test/mean_norm/cw", 0.123456, "mean norm of what fools, cw", "0.1235"),
         ("test/robust_acc_curve/pgd/eps=0.1", 0.25, "robust accuracy at ε = 0.1, pgd", "25.00 %"),
         ("test/lambda_sweep/iou/lam=0.5", 0.25, "gradient IoU at λ = 0.5", "0.2500"),
+        ("test/input_gradient_iou", 0.5, "gradient IoU", "0.5000"),
+        ("test/my_iou", 0.5, "gradient IoU (my iou)", "0.5000"),
         ("test/input_gradient_mean", 0.00123, "mean |∇x|", "1.230e-03"),
         ("test/psnr", 25.123, "PSNR of the reconstruction", "25.12 dB"),
         ("train/acc", 0.5, "accuracy on what it trains on", "50.00 %"),
