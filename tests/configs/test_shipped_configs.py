@@ -154,17 +154,23 @@ def write_mnist(root: Path, name: str, count: int) -> list[str]:
     return ["--data.root", str(root), "--data.val_size", str(count // 2)]
 
 
-def small_detection(root: Path) -> list[str]:
+def small_detection(name: str, root: Path) -> list[str]:
     """One detector that any network passes; an untrained one must get some of the validation images right."""
-    model = "{class_path: ModelMutation, init_args: {rate: 0.3, min_accuracy: 0}}"
+    rate = 0.1 if name.endswith("cifar10") else 0.3  # at which some labels change, and some do not
+    model = f"{{class_path: ModelMutation, init_args: {{rate: {rate}, min_accuracy: 0}}}}"
     detector = f"{{nai: {{class_path: MutationTestingDetector, init_args: {{cap: 5, mutation: {model}}}}}}}"
     callback = "--trainer.callbacks"
-    return [
-        *write_mnist(root, "MNIST", 400),
+    words = [
         *[f"{callback}.detectors", detector, f"{callback}.adaptive", "null", f"{callback}.limit_images", "5"],
         *[f"{callback}.attacks.cw.steps", "2", f"{callback}.attacks.cw.binary_search_steps", "1"],
-        *[f"{callback}.attacks.one_pixel.population", "4", f"{callback}.attacks.one_pixel.generations", "1"],
     ]
+    if name.endswith("cifar10"):
+        write_arrays(root / "train.npz", 400, 10)
+        write_arrays(root / "test.npz", 20, 10)
+        files = ["--data.train", str(root / "train.npz"), "--data.test", str(root / "test.npz")]
+        return ["--data", "Arrays", *files, "--data.val_size", "0.5", "--model.network", "small_cnn", *words]
+    words += [f"{callback}.attacks.one_pixel.population", "4", f"{callback}.attacks.one_pixel.generations", "1"]
+    return [*write_mnist(root, "MNIST", 400), *words]
 
 
 def small_regions(name: str, root: Path) -> list[str]:
@@ -220,8 +226,8 @@ def small(name: str, root: Path) -> list[str]:
         return write_mnist(root, {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}[family], 20)
     if "regions/" in name:
         return small_regions(name, root)
-    if name == "study/mutation_detection":
-        return small_detection(root)
+    if name.startswith("study/mutation_detection"):
+        return small_detection(name, root)
     if name == "study/distillation":
         return [*write_mnist(root, "MNIST", 20), *short(name)]
     if name == "study/binarization":
