@@ -213,7 +213,7 @@ def small_regions(name: str, root: Path) -> list[str]:
         network.network[-1].bias[0] -= (logits[:, 0] - logits[:, 1]).median()
     torch.save(network.network.state_dict(), root / "half.pt")
     callback = "--trainer.callbacks"
-    short = [f"{callback}.adaptive_steps", "1", f"{callback}.thetas", "[0.1, 0.6]", f"{callback}.attacks.pgd.steps", "1"]
+    short = [f"{callback}.adaptive_steps", "1", f"{callback}.thetas", "[0.1,0.6]", f"{callback}.attacks.pgd.steps", "1"]
     return [*data, "--model.weights", str(root / "half.pt"), *short]
 
 
