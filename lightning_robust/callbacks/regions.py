@@ -85,10 +85,11 @@ class RegionMaps(Measurement):
     chance would give, in the representatives). The table has more: 95 % intervals, Moran's I of importance, of change
     and between them with permutation p-values, and connected components.
 
-    In ``fit`` it draws every ``every_n_epochs`` epochs, so that one sees regions form. Sums are kept class by class:
-    the numbers are the same on any number of devices and with any batch size, and memory does not grow with the number
-    of images. The examples are the first images of the first device. The attacks of a module that says so (as
-    :class:`~lightning_robust.modules.ForegroundClassifier` does) keep to the masks of the data.
+    In ``fit`` it draws every ``every_n_epochs`` epochs, so that one sees regions form, and logs ``ssim`` alone.
+
+    Sums are kept class by class: the numbers are the same on any number of devices and with any batch size, and memory
+    does not grow with the number of images. The examples are the first images of the first device. The attacks of a
+    module that says so (as :class:`~lightning_robust.modules.ForegroundClassifier` does) keep to the masks of the data.
 
     Args:
         attacks: name to attack; by default FGSM at 8/255.
@@ -293,7 +294,8 @@ class RegionMaps(Measurement):
             rows += own
             for direction, row in zip(self._directions, own, strict=True):
                 start = f"{stage}/{self.name}/{name}/{direction.key}"
-                values = {what: row[what] for what in report.LOGGED if math.isfinite(row[what])}
+                logged = ("ssim",) if trainer.state.fn == "fit" else report.LOGGED  # an epoch's line stays readable
+                values = {what: row[what] for what in logged if math.isfinite(row[what])}
                 log(module, {f"{start}/{what}": value for what, value in values.items()})
             if run_folder(trainer) is not None:
                 self._draw(trainer, stage, name, attack, measured, representatives)
