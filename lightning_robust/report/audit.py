@@ -91,21 +91,25 @@ def attack_bars(audit: Audit) -> Figure:
     """A bar for each attack, in the order in which they ran, clean accuracy first and what withstood all last."""
     rows = [
         ("clean", audit["clean_accuracy"], False),
-        *((attack["name"], attack["robust_accuracy"], attack["adaptive"]) for attack in audit["attacks"]),
+        *(
+            (_label(attack, audit["images"]), attack["robust_accuracy"], attack["adaptive"])
+            for attack in audit["attacks"]
+        ),
         ("everything together", audit["robust_accuracy"], False),
     ]
     height = 1.9 + 0.3 * len(rows)
     figure = _figure(8, height)
     axes = figure.add_subplot()
     places = np.arange(len(rows))[::-1]
+    low, high = audit["confidence_interval"]
     for place, (_, value, adaptive) in zip(places, rows, strict=True):
         colour = _ADAPTIVE if adaptive else _PLAIN
         axes.barh(place, value, color=colour, hatch="//" if adaptive else None, edgecolor="white", height=0.8)
-        axes.text(min(value, 1) + 0.01, place, f"{100 * value:.1f} %", va="center", fontsize=SMALL)
-    low, high = audit["confidence_interval"]
+        end = value if place else max(value, high)
+        axes.text(end + 0.01, place, f"{100 * value:.1f} %", va="center", fontsize=SMALL)
     axes.plot([low, high], [0, 0], color="black", linewidth=2, marker="|", markersize=8)
     axes.set_yticks(places, [wrap(name, 330, SMALL) for name, _, _ in rows], fontsize=SMALL)
-    axes.set_xlim(0, 1.12)
+    axes.set_xlim(0, 1.15)
     axes.set_xticks(np.linspace(0, 1, 6))
     axes.set_xlabel("share of the images that are classified rightly and withstood", fontsize=LABEL)
     axes.spines[["top", "right"]].set_visible(False)
@@ -119,8 +123,21 @@ def attack_bars(audit: Audit) -> Figure:
         Patch(facecolor=_PLAIN, label="as usual"),
         Patch(facecolor=_ADAPTIVE, hatch="//", edgecolor="white", label="adaptive"),
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=LABEL)
+    figure.legend(
+        handles=handles,
+        loc="outside lower center",
+        ncols=2,
+        frameon=False,
+        fontsize=LABEL,
+        title="+: on what the attacks before it had left",
+        title_fontsize=SMALL,
+    )
     return figure
+
+
+def _label(attack: Mapping[str, Any], images: int) -> str:
+    name = f"+ {attack['name']}" if attack["left_over"] else str(attack["name"])
+    return name if attack["images"] == images else f"{name} ({attack['images']} images)"
 
 
 def eps_curve(audit: Audit) -> Figure:
@@ -155,6 +172,8 @@ def loss_slices(audit: Audit) -> Figure:
         axes.tick_params(labelsize=SMALL)
         bar = figure.colorbar(shown, ax=axes, shrink=0.7, format="%.2g")
         bar.ax.tick_params(labelsize=SMALL)
+        if number == columns - 1:
+            bar.set_label("cross-entropy", fontsize=SMALL)
     figure.suptitle(wrap(f"Cross-entropy around the image (+): {audit['model']}", 300 * columns, TITLE), fontsize=TITLE)
     return figure
 
