@@ -21,6 +21,7 @@ from lightning_robust.cli.slurm import job
 from lightning_robust.errors import UserError
 from lightning_robust.loggers import RunLogger
 from lightning_robust.modules import ImageClassifier
+from lightning_robust.report import write_json
 from lightning_robust.report.page import write_page
 from lightning_robust.report.page.words import measure
 from lightning_robust.report.seeds import Spread, write_seeds
@@ -70,6 +71,7 @@ def train_seeds(words: list[str]) -> None:
     logger.prepare()
     group, version = logger.folder, logger.version
     (group / "checkpoints").rmdir()  # the repetitions have theirs
+    write_json(group / "environment.json", {"version": 1, "command": ["lightning-robust", *words]})
     status = _run_all(rest, seeds, name, version, group)
     if status:
         raise SystemExit(status)
@@ -208,6 +210,8 @@ def _has_seed(words: list[str]) -> bool:
 
 def _tidy(group: Path) -> None:
     """Take back a group's folder in which nothing was kept."""
+    if not any(group.glob("seed_*")):
+        (group / "environment.json").unlink(missing_ok=True)
     for part in ("figures", "tables", "."):
         folder = group / part
         if folder.is_dir() and not any(folder.iterdir()):

@@ -16,6 +16,10 @@ from .conftest import Program
 GROUP = Path("runs/quick/version_0")
 
 
+def result_page() -> str:
+    return (GROUP / "report.html").read_text(encoding="utf-8")
+
+
 class Repetitions:
     """Stands for the processes: notes their words, and leaves behind what a run leaves."""
 
@@ -57,6 +61,7 @@ def test_seeds_are_counted_from_the_configs(program: Program, repetitions: Repet
     assert "60.00 ± 10.00 %" in result.out
     assert "60.00 ± 10.00 %" in (GROUP / "report.html").read_text()
     assert f"Page: {GROUP / 'report.html'}" in result.out
+    assert "lightning-robust train --config quick.yaml --seeds 3 --trainer.max_epochs 2" in result_page()
     # the next group is the next version
     assert program("train", "--config", "quick.yaml", "--seeds=2", "--seed_everything", "7").status == 0
     assert [path.name for path in sorted(Path("runs/quick/version_1").glob("seed_*"))] == ["seed_7", "seed_8"]

@@ -140,7 +140,7 @@ def test_the_audit_is_explained(make_run: MakeRun) -> None:
     (folder / "audit.json").write_text(json.dumps(AUDIT))
     page = page_of(folder)
     for words in (
-        "Do not trust it: the gradients are masked", "gradient-free attacks beat gradient ones", "0.4 % to 2.8 %",
+        "Do not trust it: the gradients are masked", "gradient-free attacks beat gradient ones", "0.4 to 2.8 %",
         "95 % confidence interval", "linf ε = 0.0314", "1 flagged, 1 passed, 1 skipped", "Attack with BPDA.",
         "arXiv 1802.00420", "Square fools 40 % more.", "budget quick",
     ):  # fmt: skip
