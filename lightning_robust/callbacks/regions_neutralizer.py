@@ -125,7 +125,7 @@ class NeutralizerStudy(FirstImages):
                 raise UserError(f"NeutralizerStudy: {setting}={value}: at least one image, or null for all")
         if not 0 <= tolerance < 1 or adaptive_steps < 0:
             raise UserError("NeutralizerStudy: tolerance is a share of the images from 0 on, adaptive_steps 0 or more")
-        shares = [0.1, 0.3, 0.5] if thetas is None else list(thetas)
+        shares = [0.1, 0.3, 0.5, 0.7, 0.9] if thetas is None else list(thetas)
         values = [0, 1] if fills is None else list(fills)
         if not shares or not all(0 < theta <= 1 for theta in shares):
             raise UserError(f"NeutralizerStudy: thetas={thetas}: they are shares of the images, above 0 and at most 1")

@@ -264,7 +264,7 @@ def test_bad_input(trainer: Make, module: Make, data: Make, tmp_path: Path) -> N
             NeutralizerStudy(**settings)
     assert NeutralizerStudy({"cw": CW()}, adaptive_steps=0).adaptive_steps == 0
     empty = NeutralizerStudy({"fgsm": FGSM(eps=0.1)}, roa_thresholds=[Threshold("absolute", 0.5)])
-    with pytest.raises(UserError, match=r"no threshold leaves a blob: of 9 choices .* 9 give an empty one"):
+    with pytest.raises(UserError, match=r"no threshold leaves a blob: of 15 choices .* 15 give an empty one"):
         trainer(empty).test(module(), data(), verbose=False)
     with pytest.raises(UserError, match="has all three"):
         trainer(NeutralizerStudy(**SMALL)).test(module(), data(val_size=0, val=None, train=None), verbose=False)
