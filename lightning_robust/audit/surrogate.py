@@ -16,6 +16,7 @@ LEAST_AGREEMENT = 0.6
 EPOCHS = 40
 _IMAGES = 2000  # that are learnt from at most
 _BATCH = 64
+_SIDE = 64  # larger images are looked at from afar
 
 
 def train_surrogate(subject: Subject) -> tuple[nn.Module, float]:
@@ -32,7 +33,7 @@ def train_surrogate(subject: Subject) -> tuple[nn.Module, float]:
     answers = subject.answers(images).argmax(1)
     with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng():
         torch.manual_seed(mix_seed(subject.seed, 0x50) % 2**63)
-        network = _network(images.shape[1], subject.classes).to(images.device)
+        network = _network(images.shape[1], max(images.shape[2:]), subject.classes).to(images.device)
         optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
         batches = -(-len(images) // _BATCH) * EPOCHS
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=batches)
@@ -55,8 +56,9 @@ def train_surrogate(subject: Subject) -> tuple[nn.Module, float]:
     return network, float(same.double().mean())
 
 
-def _network(channels: int, classes: int) -> nn.Module:
+def _network(channels: int, side: int, classes: int) -> nn.Module:
     return nn.Sequential(
+        nn.AdaptiveAvgPool2d(_SIDE) if side > _SIDE else nn.Identity(),
         nn.Conv2d(channels, 32, 3, padding=1, stride=2),
         nn.ReLU(),
         nn.Conv2d(32, 64, 3, padding=1, stride=2),

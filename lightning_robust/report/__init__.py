@@ -2,6 +2,7 @@
 
 from lightning_robust.report.accuracy_matrices import AccuracyMatrix, accuracy_matrices
 from lightning_robust.report.atomic import atomic_file
+from lightning_robust.report.audit import audit_figures, print_audit
 from lightning_robust.report.contact_sheet import contact_sheet
 from lightning_robust.report.curves import curve
 from lightning_robust.report.detection import roc_curves, sensitivity_histograms
@@ -21,6 +22,7 @@ __all__ = [
     "accuracy_matrices",
     "adversarial_examples",
     "atomic_file",
+    "audit_figures",
     "blob_figure",
     "class_heatmaps",
     "class_pairs",
@@ -32,6 +34,7 @@ __all__ = [
     "lambda_curves",
     "lambda_maps",
     "pixel_examples",
+    "print_audit",
     "print_table",
     "region_examples",
     "region_representatives",

@@ -255,6 +255,18 @@ def test_a_checkpoint_of_other_classes(program: Program, run: Path) -> None:
     )
 
 
+def test_as_a_callback_of_a_test_run(program: Program, weights: Path, folder: Path) -> None:
+    done = program("test", "--config", "quick.yaml", "--model.weights", str(weights), "--data.limit", "null",
+                   "--trainer.callbacks+=Audit", "--trainer.callbacks.eps=0.1", "--trainer.callbacks.limit_images=80",
+                   "--trainer.callbacks.defense=PixelShift")  # fmt: skip
+    assert done.status == 0, done.err
+    plain = audited(folder / "runs" / "quick" / "version_0")
+    assert (plain["images"], plain["verdict"]) == (80, "masked")
+    results = json.loads((folder / "runs" / "quick" / "version_0" / "results.json").read_text(encoding="utf-8"))
+    assert results["test/audit/robust_acc"] == plain["robust_accuracy"]
+    assert plain["sentence"] in done.out
+
+
 def test_help_names_the_status_words(program: Program) -> None:
     done = program("audit", "--help")
     assert done.status == 0
