@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from array import array
 from collections import Counter
 from collections.abc import Sequence
@@ -59,8 +60,8 @@ def read_index(path: Path, least_area: float = 0) -> CocoIndex:
         least_area: Smaller objects (square pixels) are not counted in ``counts``.
 
     Raises:
-        UserError: If the file is missing or damaged, lacks one of its three lists, or an annotation is of an image or a
-            category that the file does not have.
+        UserError: If the file is missing or damaged, lacks one of its three lists, an annotation is of an image or a
+            category that the file does not have, or has no box, or two annotations have one number.
     """
     categories: dict[int, str] = {}
     images: dict[int, tuple[str, int, int]] = {}
@@ -77,8 +78,13 @@ def read_index(path: Path, least_area: float = 0) -> CocoIndex:
                 rows.extend((int(value["image_id"]), int(value["id"]), start, length))
                 category = int(value["category_id"])
                 used[category] += 1
-                if not value.get("iscrowd") and float(value["area"]) >= least_area:
-                    counts[category] += 1
+                if not value.get("iscrowd"):
+                    counts[category] += float(value["area"]) >= least_area
+                    if not _is_box(value.get("bbox")):
+                        raise UserError(
+                            f"{path}: annotation {value['id']} has the box {value.get('bbox')}: a box is four finite "
+                            "numbers, left, top, width and height."
+                        )
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(
                 f"{path}: an entry of {section} at byte {start} lacks {error}: it is no COCO file."
@@ -95,11 +101,19 @@ def read_index(path: Path, least_area: float = 0) -> CocoIndex:
     lost = [number for number in numbers.tolist() if number not in images]
     if lost:
         raise UserError(f"{path} has annotations of {len(lost)} images that it does not list, the first is {lost[0]}.")
+    numbered, times = np.unique(table[:, 1], return_counts=True)
+    if (times > 1).any():
+        raise UserError(f"{path} has {times.max()} annotations of number {numbered[times.argmax()]}: number them anew.")
     ends = [*firsts[1:].tolist(), len(table)]
     bounds = {number: (first, end) for number, first, end in zip(numbers.tolist(), firsts.tolist(), ends, strict=True)}
     return CocoIndex(
         path, categories, dict(sorted(images.items())), table[:, 2].copy(), table[:, 3].copy(), bounds, counts
     )
+
+
+def _is_box(box: Any) -> bool:
+    numbers = isinstance(box, list) and len(box) == 4 and all(isinstance(edge, int | float) for edge in box)
+    return numbers and all(math.isfinite(edge) for edge in box) and min(box[2:]) >= 0
 
 
 def parse(annotations: Sequence[bytes]) -> list[dict[str, Any]]:
@@ -135,6 +149,26 @@ def decode(annotation: dict[str, Any], size: tuple[int, int], name: str) -> Bool
             raise TypeError(f"a segmentation of type {type(shape).__name__}")
         if tuple(encoded["size"]) != tuple(size):
             raise ValueError(f"its mask is of size {tuple(encoded['size'])} and its image of {size}")
+        covered = None if isinstance(shape, list) else sum(_runs(shape["counts"]))
+        if covered not in (None, size[0] * size[1]):  # pycocotools would leave the rest to chance
+            raise ValueError(f"its runs are of {covered} pixels and its image is of {size[0] * size[1]}")
         return np.asarray(tools.decode(encoded), dtype=bool)
     except Exception as error:  # pycocotools raises bare Exceptions
         raise UserError(f"{name} cannot be decoded ({error}): mend or remove it.") from error
+
+
+def _runs(counts: list[int] | str | bytes) -> list[int]:
+    """The lengths of the runs; of a compressed mask read as COCO writes them, five bits a character."""
+    if isinstance(counts, list):
+        return counts
+    found: list[int] = []
+    value = shift = 0
+    for character in counts.encode() if isinstance(counts, str) else counts:
+        bits = character - 48
+        value |= (bits & 31) << shift
+        shift += 5
+        if not bits & 32:  # the last of this number
+            value -= (bits & 16) << (shift - 4)  # its sign
+            found.append(value + (found[-2] if len(found) > 2 else 0))
+            value = shift = 0
+    return found

@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 from PIL import Image
-from pytorch_lightning.utilities.rank_zero import rank_zero_info
+from pytorch_lightning.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from lightning_robust.datamodules.base import cores
 from lightning_robust.datamodules.coco_annotations import CocoIndex, parse, read_index
@@ -81,6 +81,9 @@ def build_coco_ic(
         for name, split in splits.items():
             rows += _build_split(out, name, split, indices[name], names, rules, workers, table)
     write_csv(out / "statistics.csv", rows)
+    bare = [f"{row['class']} ({row['split']})" for row in rows if not row["crops"] and row["class"] != "all"]
+    if bare:
+        rank_zero_warn(f"MS-COCO-IC has no crop of {', '.join(bare)}: give other --data.rules.categories, or more data")
     _sheet(out)
     write_json(finished, settings | {"statistics": rows})
     crops = sum(row["crops"] for row in rows if row["class"] == "all")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
@@ -16,14 +18,14 @@ from lightning_robust.datamodules.dataset import resize_and_centre
 from lightning_robust.datamodules.download import download_or_explain
 from lightning_robust.datamodules.gtsrb_files import CLASS_NAMES, Entry, GtsrbSplit, entries, load
 from lightning_robust.datamodules.gtsrb_shapes import sign_shape
-from lightning_robust.datamodules.masks import MaskedTensorSource, resize_mask_and_centre
+from lightning_robust.datamodules.masks import MaskedTensorSource, resize_mask_and_centre, warn_of_full
 from lightning_robust.datamodules.masks_cache import MaskCache, Scene
 from lightning_robust.datamodules.masks_quality import failed, quality_rows
 from lightning_robust.datamodules.segmenters import BoolArray, create_segmenter, ellipse
 from lightning_robust.errors import UserError
 from lightning_robust.report.contact_sheet import contact_sheet
 from lightning_robust.report.figures import save_figure
-from lightning_robust.report.tables import write_csv
+from lightning_robust.report.tables import write_csv, write_json
 
 _SHEET = 56  # images on a contact sheet
 
@@ -122,12 +124,13 @@ class GTSRBIC(ImageDataModule):
             return None
         listed = self._list(split)
         scenes = self.scenes(split)
-        new = not self.cache.complete(split, len(listed)) or not (self.cache.folder / f"quality_{split}.csv").is_file()
         masks = self.cache.masks(split, scenes)
         labels = np.array([entry.label for entry in listed], dtype=np.int64)
-        if new:
-            self._report(split, scenes, masks, labels)
+        # the figures are of these images, labels and bounds; masks know their own settings
+        of = {"images": self.cache.digest(scenes), "labels": zlib.crc32(labels.tobytes())}
+        self._report(split, scenes, masks, labels, {**of, "mask_share": list(self.mask_share)})
         usable = [self._usable(scene, mask) for scene, mask in zip(scenes, masks, strict=True)]
+        warn_of_full(sum(bool(mask.all()) for mask in usable), len(usable), f"GTSRB-IC's {split} images")
         size = self.image_shape[1:]
         images = [resize_and_centre(torch.from_numpy(scene.image).permute(2, 0, 1), size) for scene in scenes]
         centred = [resize_mask_and_centre(torch.from_numpy(mask)[None], size) for mask in usable]
@@ -156,8 +159,13 @@ class GTSRBIC(ImageDataModule):
             self._entries[split] = entries(self.folder, split)
         return self._entries[split]
 
-    def _report(self, split: GtsrbSplit, scenes: list[Scene], masks: list[BoolArray], labels: Any) -> None:
-        """Write the figures and the contact sheet of new masks."""
+    def _report(
+        self, split: GtsrbSplit, scenes: list[Scene], masks: list[BoolArray], labels: Any, of: dict[str, Any]
+    ) -> None:
+        """Write the figures and the contact sheet, unless they are there and ``of`` the same."""
+        written = self.cache.folder / f"quality_{split}.json"
+        if written.is_file() and written.with_suffix(".csv").is_file() and _read_json(written) == of:
+            return
         boxes = [scene.box for scene in scenes]
         shapes = [
             sign_shape(int(label), (mask.shape[0], mask.shape[1]), box)
@@ -176,6 +184,7 @@ class GTSRBIC(ImageDataModule):
         try:
             save_figure(figure, self.cache.folder / f"sheet_{split}.png")
             write_csv(self.cache.folder / f"quality_{split}.csv", rows)
+            write_json(written, of)
         except OSError as error:
             raise UserError(
                 f"{self.cache.folder} cannot be written ({error}): name another folder with --data.cache."
@@ -186,6 +195,13 @@ class GTSRBIC(ImageDataModule):
             f"{whole['box_iou']:.2f} of their boxes with the regions of interest and {whole['shape_iou']:.2f} with the "
             f"signs' shapes; contact sheet {self.cache.folder / f'sheet_{split}.png'}"
         )
+
+
+def _read_json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:  # broken: as good as none
+        return None
 
 
 def _torchvision(split: str) -> Any:

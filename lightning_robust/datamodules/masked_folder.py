@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -13,9 +13,11 @@ import numpy.typing as npt
 from lightning_robust.datamodules.base import Split
 from lightning_robust.datamodules.dataset import FileSource
 from lightning_robust.datamodules.image_folder import ImageFolder
-from lightning_robust.datamodules.masks import LOSSLESS, MaskedFileSource, hold_out_groups
+from lightning_robust.datamodules.masks import LOSSLESS, MaskedFileSource, hold_out_groups, warn_of_full
 from lightning_robust.datamodules.selection import Rows
 from lightning_robust.errors import UserError
+
+_LOOKED_AT: Final = 64  # masks of a split that are read before training
 
 
 class MaskedImageFolder(ImageFolder):
@@ -24,8 +26,9 @@ class MaskedImageFolder(ImageFolder):
     Batches are ``(images, labels, masks bool (N, 1, H, W))``. Below ``images`` the layouts of :class:`ImageFolder`
     hold: ``images/CLASS/a.jpg`` has the mask ``masks/CLASS/a.png``, and ``images/train/CLASS/a.jpg`` the mask
     ``masks/train/CLASS/a.png``. A mask's file is lossless (.png, .bmp, .tif, …), of its image's size, 0 on background
-    and 255 (or 1) on the object, and not empty; a full one means that all of the image is object. That every image has
-    a mask is checked when a split is asked for; what is in a mask, when it is read.
+    and 255 (or 1) on the object, and not empty; a full one means that all of the image is object, and a warning says so
+    where nearly all are. That every image has a mask is checked when a split is asked for; what is in a mask, of 64 of
+    a split before training, and of all when they are read (``python -m lightning_robust.datamodules`` does).
 
     Args:
         root: Folder that has ``images`` and ``masks``.
@@ -46,8 +49,20 @@ class MaskedImageFolder(ImageFolder):
                     f"{folder} is not a folder: point --data.root at a folder that has images/CLASS/… and masks/CLASS/…"
                 )
         self._group = _pattern(group)
+        self._looked_at: set[Split] = set()
         self._mask_files: dict[Path, dict[bytes, bytes]] = {}
         super().__init__(root=str(self.images_folder), **kwargs)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read what a stage needs, and look at some masks of it before a model moves to a device."""
+        super().setup(stage)
+        for split, (source, rows, _) in self._chosen.items():
+            if split in self._looked_at or not isinstance(source, MaskedFileSource):
+                continue
+            some = rows[np.linspace(0, len(rows) - 1, min(len(rows), _LOOKED_AT)).astype(np.int64)]
+            full = sum(bool(source.raw_mask(int(row)).all()) for row in some)
+            warn_of_full(full, len(some), f"the {split} images in {source.mask_folder}")
+            self._looked_at.add(split)
 
     def _files(self, folder: Path, names: npt.NDArray[np.bytes_], labels: Rows) -> MaskedFileSource:
         images = super()._files(folder, names, labels)

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
+from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
@@ -95,6 +96,21 @@ def threshold_masks(images: Tensor, threshold: float) -> Tensor:
 def write_mask(path: Path, mask: BoolArray) -> None:
     """Write a mask (H, W) as a PNG of 0 and 255 that :func:`read_mask` reads; two colours, one bit a pixel."""
     Image.fromarray(mask).save(path, format="PNG")
+
+
+def warn_of_full(full: int, count: int, name: str) -> None:
+    """Say so where nine masks of ten or more cover all of their image: nothing is left to cut away.
+
+    Args:
+        full: How many do.
+        count: How many were looked at.
+        name: What they are called.
+    """
+    if count and full >= 0.9 * count:
+        rank_zero_warn(
+            f"{full} of {count} masks of {name} are full: all of the image is foreground there, so that a mask changes "
+            "nothing; are these the right masks, at 0 on the background?"
+        )
 
 
 def resize_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
@@ -201,7 +217,7 @@ def hold_out_groups(labels: Rows, groups: Rows, size: float, seed: int, *, name:
     """Divide images into kept and held-out ones so that no group is divided, each class about in proportion.
 
     Groups are dealt in an order that the seed decides; one is held out if that brings the classes' numbers nearer to
-    their share.
+    their share. A warning names classes of which none is held out, where their share is of an image or more.
 
     Args:
         labels: Class numbers, int64 (N,).
@@ -236,5 +252,13 @@ def hold_out_groups(labels: Rows, groups: Rows, size: float, seed: int, *, name:
         raise UserError(
             f"{name}={size} cannot be held out of {total} images in {len(members)} groups (images that belong "
             "together and are not divided): choose another value or add images."
+        )
+    present = np.bincount(labels)
+    bare = np.flatnonzero((present > 0) & (np.bincount(labels[held], minlength=len(present)) == 0))
+    if len(bare) and wanted * total >= np.count_nonzero(present):
+        rank_zero_warn(
+            f"{name}={size}: no image is held out of {len(bare)} of {np.count_nonzero(present)} classes (number "
+            f"{', '.join(map(str, bare[:5]))}{', …' if len(bare) > 5 else ''}), whose groups of images that belong "
+            "together are too large for that share: choose a larger one to measure them, too."
         )
     return np.flatnonzero(~held), np.flatnonzero(held)

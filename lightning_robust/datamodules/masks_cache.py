@@ -94,6 +94,11 @@ class MaskCache:
             self._make(name, scenes, keys, {number: shards[number] for number in missing}, found)
         return [mask for number in range(len(shards)) for mask in found[number] or []]
 
+    def digest(self, scenes: Sequence[Scene]) -> str:
+        """What tells these images, at these settings, from others."""
+        keys = np.array([scene.key(self.seed) for scene in scenes], dtype=np.uint32)
+        return hashlib.sha256(keys.tobytes()).hexdigest()[:16]
+
     def complete(self, name: str, count: int) -> bool:
         """Whether there are files for so many images; whether they are of these images shows when they are read."""
         return all(self._file(name, number).is_file() for number in range(-(-count // SHARD)))

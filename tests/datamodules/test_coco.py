@@ -129,12 +129,40 @@ def test_masks_are_those_of_pycocotools(tmp_path: Path, kind: str) -> None:
         ({"category_id": 5}, "annotations of category 5, which it does not define"),
         ({"image_id": 9}, "annotations of 1 images that it does not list, the first is 9"),
         ({"area": None}, "an entry of annotations"),
+        ({"bbox": None}, "annotation 107 has the box None"),
+        ({"bbox": [0, 0, -1, 4]}, "four finite numbers"),
+        ({"bbox": [0, 0, float("nan"), 4]}, "four finite numbers"),
+        ({"id": 103}, "has 2 annotations of number 103"),
     ],
 )
 def test_annotations_that_lead_nowhere(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     broken = [*scene(), {"image_id": 1, "category_id": 3, **rectangle(0, 0, 9, 9), **change}]
     with pytest.raises(UserError, match=message):
         read_index(Path(write(tmp_path, broken).annotations))
+
+
+@pytest.mark.parametrize("kind", ["runs", "rle"])
+def test_runs_that_end_before_their_image_does(tmp_path: Path, kind: str) -> None:
+    """pycocotools itself leaves the other pixels to chance."""
+    annotation = rectangle(5, 5, 20, 20, kind)
+    assert decode(annotation, (HEIGHT, WIDTH), "it").sum() == 400
+    counts = annotation["segmentation"]["counts"]
+    if kind == "runs":
+        annotation["segmentation"]["counts"] = counts[:-1]
+    else:
+        short = tools.encode(np.ones((HEIGHT, WIDTH - 1), dtype=np.uint8, order="F"))
+        annotation["segmentation"]["counts"] = short["counts"].decode()
+    with pytest.raises(UserError, match=r"its runs are of \d+ pixels and its image is of 2400"):
+        decode(annotation, (HEIGHT, WIDTH), "it")
+
+
+def test_long_compressed_runs(tmp_path: Path) -> None:
+    """Runs of many sizes, whose differences have either sign."""
+    mask = np.zeros((HEIGHT, WIDTH), dtype=np.uint8, order="F")
+    mask[np.random.default_rng(0).random((HEIGHT, WIDTH)) < 0.1] = 1
+    mask[:, 20:45] = 1
+    annotation = {"segmentation": tools.encode(mask)}
+    assert np.array_equal(decode(annotation, (HEIGHT, WIDTH), "it"), mask.astype(bool))
 
 
 # ---- crops -----------------------------------------------------------------------------------------------------------

@@ -247,11 +247,30 @@ def test_failed_masks_are_replaced(root: Path, tmp_path: Path) -> None:
     common |= {"cache": str(tmp_path / "else"), "image_size": 30, "segmenter_workers": 1}
     replaced = GTSRBIC(**common).dataset("test")[0][2]
     assert np.array_equal(replaced[0].numpy(), ellipse((30, 30), sign(0).box))
-    assert GTSRBIC(on_failure="full", **common).dataset("test")[0][2].all()
+    with pytest.warns(UserWarning, match="4 of 4 masks of GTSRB-IC's test images are full"):
+        assert GTSRBIC(on_failure="full", **common).dataset("test")[0][2].all()
+
+    def share_that_failed() -> str:
+        quality = next((tmp_path / "else").glob("*/quality_test.csv")).read_text().splitlines()
+        return quality[1].split(",")[3]
+
+    assert share_that_failed() == "1.0"
     kept = GTSRBIC(mask_share=(0, 1), **common).dataset("test")[0][2]
     assert 0 < kept.sum() < 20
-    quality = next((tmp_path / "else").glob("*/quality_test.csv")).read_text().splitlines()
-    assert quality[1].split(",")[3] == "1.0"
+    assert share_that_failed() == "0.0"  # the masks are the same, and their figures are not
+
+
+def test_the_figures_are_those_of_the_images(root: Path) -> None:
+    settings: dict[str, Any] = {"root": str(root), "segmenter": "ellipse", "segmenter_workers": 1}
+    data = GTSRBIC(**settings)
+    data.dataset("test")
+    sheet = data.cache.folder / "sheet_test.png"
+    first = sheet.stat().st_mtime_ns, sheet.read_bytes()
+    GTSRBIC(**settings).dataset("test")
+    assert sheet.stat().st_mtime_ns == first[0]  # not drawn again
+    Image.fromarray(sign(99).image).save(root / "gtsrb" / "GTSRB" / "Final_Test" / "Images" / "00001.ppm")
+    GTSRBIC(**settings).dataset("test")
+    assert sheet.read_bytes() != first[1]
 
 
 @pytest.mark.parametrize(

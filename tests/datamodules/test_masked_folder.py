@@ -116,6 +116,19 @@ def test_masks_that_do_not_fit(write: Write, values: np.ndarray, message: str) -
         list(data.test_dataloader())
 
 
+def test_masks_are_looked_at_before_training(write: Write) -> None:
+    root = write({"a": 6, "b": 6})
+    for file in (root / "masks").glob("*/*.png"):
+        Image.fromarray(np.full((12, 10), 255, dtype=np.uint8)).save(file)
+    data = MaskedImageFolder(root=str(root), test_size=0.5, val_size=0, num_workers=0)
+    with pytest.warns(UserWarning, match=r"6 of 6 masks of the train images in .*masks are full"):
+        data.setup("fit")
+    assert next(iter(data.train_dataloader()))[2].all()
+    Image.fromarray(np.full((12, 10), 7, dtype=np.uint8)).save(file)
+    with pytest.raises(UserError, match="has the values 7"):
+        MaskedImageFolder(root=str(root), test_size=1.0, num_workers=0).setup("test")
+
+
 def test_folders_and_patterns(write: Write, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"images is not a folder: point --data\.root"):
         MaskedImageFolder(root=str(tmp_path / "none"))

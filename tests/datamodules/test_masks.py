@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -241,6 +242,18 @@ def test_no_group_is_divided_and_classes_keep_their_share() -> None:
     assert np.array_equal(held, hold_out_groups(labels, groups, 0.2, seed=0)[1])
     assert not np.array_equal(held, hold_out_groups(labels, groups, 0.2, seed=1)[1])
     assert abs(len(hold_out_groups(labels, groups, 90, seed=0)[1]) - 90) < 20
+
+
+def test_classes_of_which_nothing_is_held_out_are_named() -> None:
+    labels = np.repeat([0, 1], [40, 60])
+    groups = np.concatenate([np.repeat([0, 1], 20), np.arange(2, 62)])
+    with pytest.warns(UserWarning, match=r"val_size=0\.1: no image is held out of 1 of 2 classes \(number 0\)"):
+        kept, _ = hold_out_groups(labels, groups, 0.1, seed=0)
+    assert (labels[kept] == 0).sum() == 40
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _, held = hold_out_groups(labels, groups, 0.5, seed=0)
+    assert set(labels[held]) == {0, 1}
 
 
 def test_one_group_cannot_be_divided() -> None:
