@@ -15,6 +15,8 @@ from lightning_robust.callbacks.attack_progress import AttackProgress
 from lightning_robust.callbacks.first_images import FirstImages
 from lightning_robust.callbacks.foreground_views import (
     HELD,
+    MASKS,
+    PREDICTED,
     View,
     models_of,
     names_of_views,
@@ -24,10 +26,19 @@ from lightning_robust.callbacks.foreground_views import (
 )
 from lightning_robust.callbacks.measurement import budget, log, publish_table, refuse_same_name
 from lightning_robust.errors import UserError
-from lightning_robust.metrics import CellAccuracy, ForegroundGradient, input_gradient, wilson_interval
+from lightning_robust.metrics import (
+    CellAccuracy,
+    ForegroundGradient,
+    SizeStatistics,
+    input_gradient,
+    intersection_over_union,
+    wilson_interval,
+)
+from lightning_robust.models import ForegroundNetwork, MaskAttack
 from lightning_robust.report import print_table
 
 _STRONG = "strong"
+_CHANGES = {MASKS: "image"}  # who goes for the masks does so anywhere
 
 
 class ForegroundStudy(FirstImages):
@@ -42,8 +53,10 @@ class ForegroundStudy(FirstImages):
     As ``<stage>/<name>/<view>/clean`` the accuracy, and for each *attacker* robust accuracy: ``<view>/foreground`` (may
     change the pixels of the mask alone), ``<view>/image`` (all pixels of what the classifier is given: of an image that
     is cut out also its blank background; of predicted masks those by which the predictor is misled, white-box through
-    predictor and classifier together), and ``predicted/held`` (who takes the predicted masks as they are, the paper's
-    assumption). ``<name>/strong`` is the accuracy under ``strong`` (AutoAttack), on the first ``strong_images``, in the
+    predictor and classifier together), ``predicted/held`` (who takes the predicted masks as they are, the paper's
+    assumption), and ``predicted/masks`` (who goes for the masks alone, ``mask_attack``, not for the class); with
+    ``<name>/mask_iou`` and ``mask_iou_attacked``, the predicted masks' IoU with the true ones before and after that.
+    ``<name>/strong`` is the accuracy under ``strong`` (AutoAttack), on the first ``strong_images``, in the
     view that the module was made for, where it may change what the classifier sees.
 
     In that same view the mean |∇x| of a pixel of the foreground (``<name>/gradient_inside``) and of the background
@@ -60,6 +73,8 @@ class ForegroundStudy(FirstImages):
         limit_images: measure the first so many images; ``None``: all.
         acceleration: as in :class:`~lightning_robust.callbacks.AdversarialAccuracy`.
         name: starts the logged names, and that of the table.
+        mask_attack: of ``predicted/masks``; by default 20 steps with the norm and budget of ``attack``, or of L∞ 8/255
+            where that has none.
 
     Raises:
         UserError: for settings that make no study, and data without masks.
@@ -74,6 +89,7 @@ class ForegroundStudy(FirstImages):
         limit_images: int | None = None,
         acceleration: Acceleration = "exact",
         name: str = "foreground",
+        mask_attack: MaskAttack | None = None,
     ) -> None:
         super().__init__(limit_images)
         self.attack = PGD(eps="8/255", step_size="2/255", steps=20) if attack is None else attack
@@ -97,6 +113,11 @@ class ForegroundStudy(FirstImages):
         self.strong, self.strong_images = strong, strong_images
         self.acceleration: Acceleration = acceleration
         self.name = name
+        if mask_attack is None:
+            model = self.attack.threat_model
+            known = model.bounded and model.norm != "l0"
+            mask_attack = MaskAttack(eps=model.radius, norm=model.ball, steps=20) if known else MaskAttack(steps=20)
+        self.mask_attack = mask_attack
         self._rows: tuple[str, list[dict[str, Any]]] | None = None
 
     @property
@@ -120,6 +141,7 @@ class ForegroundStudy(FirstImages):
             cells.append(_STRONG)
         self._metric = CellAccuracy(cells).to(module.device)
         self._gradient = ForegroundGradient().to(module.device)
+        self._ious = [SizeStatistics().to(module.device) for _ in range(2)]  # before and after the attack on the masks
         self._searches = {name: Search(self.acceleration) for name in models_of(module)}
         self._progress = AttackProgress.of(trainer)
 
@@ -155,11 +177,25 @@ class ForegroundStudy(FirstImages):
             images, mask = view.held
             found = self._run(models, "classifier", self.attack, images, labels, mask, f"{name}, {HELD}")
             self._metric.update(f"{name}/{HELD}", clean & found)
+        if name == PREDICTED:
+            self._mislead(models["network"], batch, clean)
         if name == self._own:
             masks = batch.mask
             assert masks is not None
             gradients = input_gradient(models[view.model], view.images, labels)
             self._gradient.update(gradients, (masks[:, None] if masks.dim() == 3 else masks).bool())
+
+    def _mislead(self, network: nn.Module, batch: Batch, clean: Tensor) -> None:
+        """Attack the predicted masks."""
+        assert isinstance(network, ForegroundNetwork)
+        assert batch.mask is not None
+        truth = (batch.mask[:, None] if batch.mask.dim() == 3 else batch.mask).bool()
+        attacked = self.mask_attack(network, batch.images, batch.labels, truth)
+        with torch.no_grad():
+            right = network(attacked).argmax(1) == batch.labels
+            for metric, images in zip(self._ious, (batch.images, attacked), strict=True):
+                metric.update(intersection_over_union(network.segmenter(images)[:, 0] > 0, truth[:, 0]))
+        self._metric.update(f"{PREDICTED}/{MASKS}", clean & right)
 
     def _strong(self, module: pl.LightningModule, view: View, batch: Batch, count: int) -> None:
         images, labels = view.images[:count], batch.labels[:count]
@@ -201,6 +237,9 @@ class ForegroundStudy(FirstImages):
         """Log numbers on every rank; write the table; keep what is printed at the end."""
         counts, gradient = self._metric.counts(), self._gradient.compute()
         values = {cell: right / images for cell, (right, images) in counts.items() if images}
+        before, after = (metric.compute() for metric in self._ious)  # on every rank
+        if before.numbers:
+            values |= {"mask_iou": float(before.mean), "mask_iou_attacked": float(after.mean)}
         values |= {
             "gradient_inside": float(gradient.inside),
             "gradient_outside": float(gradient.outside),
@@ -221,11 +260,14 @@ class ForegroundStudy(FirstImages):
         view, _, what = cell.rpartition("/")
         strong = what == _STRONG
         attack = self.strong if strong else None if what == "clean" else self.attack
+        by = None if attack is None else f"{type(attack).__name__}, {budget(attack.threat_model)}"
+        if what == MASKS:
+            by = f"MaskAttack, {budget(self.mask_attack.threat_model)}"
         low, high = wilson_interval(right, images) if images else (None, None)
         return {
             "view": self._own if strong else view,
-            "attack": "none" if attack is None else f"{type(attack).__name__}, {budget(attack.threat_model)}",
-            "changes": "nothing" if attack is None else own_attacker(self._own) if strong else what,
+            "attack": by or "none",
+            "changes": "nothing" if attack is None else own_attacker(self._own) if strong else _CHANGES.get(what, what),
             "accuracy": right / images if images else None,
             "low": low,
             "high": high,

@@ -14,7 +14,7 @@ from lightning_robust.errors import UserError
 from lightning_robust.models import ForegroundNetwork, compose, grow_masks
 
 WHOLE, GIVEN, PREDICTED = "whole", "given", "predicted"
-FOREGROUND, IMAGE, HELD = "foreground", "image", "held"
+FOREGROUND, IMAGE, HELD, MASKS = "foreground", "image", "held", "masks"
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def names_of_views(module: pl.LightningModule, radii: list[int]) -> dict[str, li
     for radius in radii:
         views |= {f"dilated_{radius}": [FOREGROUND], f"eroded_{radius}": [FOREGROUND]}
     if isinstance(getattr(module, "network", None), ForegroundNetwork):
-        views[PREDICTED] = [FOREGROUND, IMAGE, HELD]
+        views[PREDICTED] = [FOREGROUND, IMAGE, HELD, MASKS]
     return views
 
 

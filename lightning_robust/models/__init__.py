@@ -6,6 +6,7 @@ Pure torch: nothing here imports Lightning, and every model is an ``nn.Module`` 
 from lightning_robust.models.factory import create_network, list_networks
 from lightning_robust.models.foreground import ForegroundNetwork, compose, grow_masks
 from lightning_robust.models.manipulated import ManipulatedNetwork
+from lightning_robust.models.mask_attack import MaskAttack
 from lightning_robust.models.normalization import Normalization, Normalized, normalization_of
 from lightning_robust.models.prm import PixelRobustnessManipulator
 from lightning_robust.models.prm_pattern import SparsePattern
@@ -16,6 +17,7 @@ from lightning_robust.models.weights import load_weights, read_state_dict, requi
 __all__ = [
     "ForegroundNetwork",
     "ManipulatedNetwork",
+    "MaskAttack",
     "Normalization",
     "Normalized",
     "PixelRobustnessManipulator",

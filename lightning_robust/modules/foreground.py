@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, Literal, Self
 
 import torch
@@ -12,7 +13,7 @@ from lightning_robust.attacks.randomness import image_keys, mix_seed
 from lightning_robust.batch import Batch, as_batch
 from lightning_robust.errors import UserError
 from lightning_robust.metrics import SizeStatistics, intersection_over_union
-from lightning_robust.models import ForegroundNetwork, compose, grow_masks
+from lightning_robust.models import ForegroundNetwork, MaskAttack, compose, grow_masks
 from lightning_robust.models.foreground import Fill, check_fill
 from lightning_robust.modules.classifier import ImageClassifier
 from lightning_robust.modules.foreground_settings import SegmenterSettings
@@ -54,6 +55,8 @@ class ForegroundClassifier(ImageClassifier):
         segmenter: of "predicted" masks.
         segmentation_weight: of the segmenter's cross-entropy in the loss, beside the objective's. Where the objective
             attacks, it is taken at the adversarial images, so that the masks are trained adversarially, too.
+        mask_attack: of "predicted" masks: the segmenter learns from the images of this attack on the masks, in place of
+            the objective's, which go for the class.
         trains: of "predicted" masks: "both"; "classifier", behind the segmenter as it is; or "segmenter", before the
             classifier as it is (``weights`` then names a classifier that was trained with masks).
         **kwargs: as :class:`ImageClassifier`.
@@ -78,14 +81,21 @@ class ForegroundClassifier(ImageClassifier):
         segmenter: SegmenterSettings = SegmenterSettings(),  # noqa: B008 - frozen
         segmentation_weight: float = 1.0,
         trains: Trained = "both",
+        mask_attack: MaskAttack | None = None,
         **kwargs: Any,
     ) -> None:
         settings = SegmenterSettings(**segmenter) if isinstance(segmenter, dict) else segmenter
         _check(masks, grow, attack_pixels, segmentation_weight, trains)
+        if mask_attack is not None and (masks != "predicted" or trains == "classifier"):
+            raise UserError(
+                "mask_attack is for a segmenter that learns: set masks to predicted, trains to another part"
+            )
         super().__init__(network, num_classes, image_shape, **kwargs)
         self.masks, self.fill, self.grow, self.trains = masks, check_fill(fill), int(grow), trains
         self.attack_pixels: Pixels = attack_pixels or ("foreground" if masks == "given" else "image")
         self.segmentation_weight = float(segmentation_weight)
+        # a checkpoint holds it as plain numbers
+        self.mask_attack = MaskAttack(**mask_attack) if isinstance(mask_attack, dict) else mask_attack
         if masks == "predicted":
             self.network = ForegroundNetwork(
                 self.network,
@@ -107,6 +117,7 @@ class ForegroundClassifier(ImageClassifier):
                 "segmenter": settings.to_plain(),
                 "segmentation_weight": self.segmentation_weight,
                 "trains": trains,
+                "mask_attack": None if self.mask_attack is None else dataclasses.asdict(self.mask_attack),
             }
         )
         self.whole_batch: Batch | None = None
@@ -201,6 +212,15 @@ class ForegroundClassifier(ImageClassifier):
         if isinstance(self.network, ForegroundNetwork) and self.trains != "classifier":
             assert mask is not None
             attacked = images if output.images_adv is None else output.images_adv
+            if self.mask_attack is not None:
+                attacked = self.mask_attack(
+                    self.network,
+                    images,
+                    labels,
+                    mask,
+                    mask=mask if self.attack_pixels == "foreground" else None,
+                    seed=mix_seed(self.seed, self.current_epoch, batch_idx),
+                )
             found = self.network.segmenter(attacked)
             found = found.to(torch.promote_types(found.dtype, torch.float32))
             error = F.binary_cross_entropy_with_logits(found, mask.to(found.dtype))

@@ -45,6 +45,7 @@ _ACCURACIES = {
     "pgd_foreground": "PGD, foreground",
     "pgd_image": "PGD, whole image",
     "pgd_held": "PGD, masks held",
+    "pgd_masks": "PGD, on the masks",
     "strong": "AutoAttack",
 }
 _SHIFTS = ("clean", "foreground")
@@ -60,7 +61,8 @@ def summarize(runs: Sequence[str | Path], *, name: str = "foreground", stage: st
 
     Returns:
         Rows of ``train`` ("N" or "A"), ``data`` ("X", "X_fg" or "X_fg, predicted"), ``natural``, ``pgd`` (the paper's
-        attacker, who may change what the classifier sees), ``pgd_foreground``, ``pgd_image``, ``pgd_held``, ``strong``,
+        attacker, who may change what the classifier sees), ``pgd_foreground``, ``pgd_image``, ``pgd_held``,
+        ``pgd_masks`` (who goes for predicted masks alone), ``mask_iou``, ``mask_iou_attacked``, ``strong``,
         ``gradient_inside``, ``gradient_outside``, ``iou``, ``iou_by_chance``, ``views`` (of each view its "clean" and
         "foreground" accuracy) and ``run``; NaN for what is missing.
 
@@ -77,7 +79,7 @@ def summarize(runs: Sequence[str | Path], *, name: str = "foreground", stage: st
                 f"{rows[key]['data']}: leave one out"
             )
         data, view = _VIEWS[key[1]]
-        of = {what: found.get(f"{view}/{what}", math.nan) for what in ("clean", "foreground", "image", "held")}
+        of = {what: found.get(f"{view}/{what}", math.nan) for what in ("clean", "foreground", "image", "held", "masks")}
         views = dict.fromkeys(what.partition("/")[0] for what in found if what.endswith("/clean"))
         rows[key] = {
             "train": "A" if key[0] else "N",
@@ -87,10 +89,18 @@ def summarize(runs: Sequence[str | Path], *, name: str = "foreground", stage: st
             "pgd_foreground": of["foreground"],
             "pgd_image": of["image"],
             "pgd_held": of["held"],
+            "pgd_masks": of["masks"],
             "strong": found.get("strong", math.nan),
             **{
                 what: found.get(what, math.nan)
-                for what in ("gradient_inside", "gradient_outside", "iou", "iou_by_chance")
+                for what in (
+                    "gradient_inside",
+                    "gradient_outside",
+                    "iou",
+                    "iou_by_chance",
+                    "mask_iou",
+                    "mask_iou_attacked",
+                )
             },
             "views": {each: {what: found.get(f"{each}/{what}", math.nan) for what in _SHIFTS} for each in views},
             "run": str(run),

@@ -45,7 +45,8 @@ from lightning_robust.datamodules.masks import MaskedTensorSource
 from lightning_robust.defenses import Binarization
 from lightning_robust.detectors import ImageMutation, MutationTestingDetector
 from lightning_robust.errors import UserError
-from lightning_robust.models import ForegroundNetwork, create_segmenter
+from lightning_robust.metrics import intersection_over_union
+from lightning_robust.models import ForegroundNetwork, MaskAttack, create_segmenter
 from lightning_robust.modules import ForegroundClassifier, ImageClassifier, OptimizerSettings, SegmenterSettings
 from lightning_robust.objectives import FastFGSM
 
@@ -285,9 +286,19 @@ def test_the_study_of_predicted_masks(weights: dict[str, Tensor], trainer: Make)
     run = trainer(ForegroundStudy(PGD_, strong_images=0, radii=[]))
     run.test(module, MaskedDigits(), verbose=False)
     found = {name.removeprefix("test/foreground/"): float(value) for name, value in run.callback_metrics.items()}
-    assert {f"predicted/{what}" for what in ("clean", "foreground", "image", "held")} <= found.keys()
+    assert {f"predicted/{what}" for what in ("clean", "foreground", "image", "held", "masks")} <= found.keys()
     assert found["predicted/image"] <= found["predicted/clean"]
     assert found["own_view"] == 2
+    data = MaskedDigits()
+    images, labels, truth = data.images[:23], data.labels[:23], data.masks[:23]
+    attacked = MaskAttack(eps=0.3, steps=20)(module.network.eval(), images, labels, truth)
+    with torch.no_grad():
+        right = [(module.network(x).argmax(1) == labels) for x in (images, attacked)]
+        masks = [module.network.segmenter(x)[:, 0] > 0 for x in (images, attacked)]
+    ious = [float(intersection_over_union(mask, truth[:, 0]).mean()) for mask in masks]
+    assert found["predicted/masks"] == pytest.approx(float((right[0] & right[1]).double().mean()))
+    assert (found["mask_iou"], found["mask_iou_attacked"]) == pytest.approx(ious, rel=1e-5)
+    assert ious[1] < ious[0]
 
 
 @pytest.mark.parametrize(

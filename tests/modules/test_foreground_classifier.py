@@ -16,7 +16,8 @@ from lightning_robust.attacks.randomness import mix_seed
 from lightning_robust.batch import Batch
 from lightning_robust.datamodules import Digits, MaskedImageFolder
 from lightning_robust.errors import UserError
-from lightning_robust.models import ForegroundNetwork, compose, grow_masks
+from lightning_robust.metrics import intersection_over_union
+from lightning_robust.models import ForegroundNetwork, MaskAttack, compose, grow_masks
 from lightning_robust.modules import ForegroundClassifier, ImageClassifier, OptimizerSettings, SegmenterSettings
 from lightning_robust.objectives import FastFGSM, Natural, PGDAdversarial
 
@@ -200,6 +201,29 @@ def test_the_masks_are_learned(tmp_path: Path) -> None:
         assert module.network.predict_masks(images).shape == masks.shape
 
 
+def test_masks_trained_against_an_attack_on_them_withstand_it_better(tmp_path: Path) -> None:
+    attack = MaskAttack(eps=0.15, steps=3)
+    torch.manual_seed(0)
+    data = WithMasks()
+    images, labels, truth = data.data.tensors
+    found = []
+    for mask_attack in (None, attack):
+        module = classifier(
+            masks="predicted",
+            trains="segmenter",
+            mask_attack=mask_attack,
+            optimizer=OptimizerSettings(name="adam", lr=0.02, weight_decay=0.0),
+        )
+        trainer(tmp_path, max_epochs=20).fit(module, data)
+        module.eval()
+        attacked = attack(module.network, images, labels, truth)
+        with torch.no_grad():
+            found.append(
+                float(intersection_over_union(module.network.predict_masks(attacked)[:, 0], truth[:, 0]).mean())
+            )
+    assert found[1] > found[0] + 0.03
+
+
 def test_the_segmenter_starts_before_a_classifier_that_was_trained_with_masks(tmp_path: Path) -> None:
     first = ForegroundClassifier("digits_cnn", 10, SHAPE, segmenter=SMALL)
     run = trainer(tmp_path)
@@ -223,11 +247,15 @@ def test_the_segmenter_starts_before_a_classifier_that_was_trained_with_masks(tm
 
 @pytest.mark.parametrize("masks", ["given", "predicted"])
 def test_a_checkpoint_brings_all_along(tmp_path: Path, masks: Any) -> None:
-    module = ForegroundClassifier("digits_cnn", 10, SHAPE, masks=masks, fill="mean", grow=1, segmenter=SMALL)
+    attack = MaskAttack(eps="8/255", steps=2) if masks == "predicted" else None
+    module = ForegroundClassifier(
+        "digits_cnn", 10, SHAPE, masks=masks, fill="mean", grow=1, segmenter=SMALL, mask_attack=attack
+    )
     run = trainer(tmp_path)
     run.fit(module, WithMasks())
     run.save_checkpoint(tmp_path / "m.ckpt")
     again = ForegroundClassifier.load_from_checkpoint(tmp_path / "m.ckpt")
+    assert again.mask_attack == attack
     assert (again.masks, again.fill, again.grow, again.attack_pixels) == (masks, "mean", 1, module.attack_pixels)
     images = samples(6)[0]
     with torch.no_grad():
@@ -235,7 +263,11 @@ def test_a_checkpoint_brings_all_along(tmp_path: Path, masks: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [{"fill": "noise", "objective": PGDAdversarial(attack=ATTACK)}, {"masks": "predicted"}]
+    "settings",
+    [
+        {"fill": "noise", "objective": PGDAdversarial(attack=ATTACK)},
+        {"masks": "predicted", "mask_attack": MaskAttack(eps=0.1, steps=2)},
+    ],
 )
 def test_one_process_and_two_agree(tmp_path: Path, settings: dict[str, Any]) -> None:
     """Without BatchNorm, whose statistics are each rank's own."""
@@ -323,6 +355,8 @@ def test_empty_and_full_masks() -> None:
         ({"segmentation_weight": 0.0}, "a positive number"),
         ({"trains": "all"}, "choose both, classifier or segmenter"),
         ({"trains": "segmenter"}, "where masks are predicted"),
+        ({"mask_attack": MaskAttack()}, "a segmenter that learns"),
+        ({"masks": "predicted", "trains": "classifier", "mask_attack": MaskAttack()}, "a segmenter that learns"),
     ],
 )
 def test_bad_settings(settings: dict[str, Any], message: str) -> None:

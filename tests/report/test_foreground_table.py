@@ -43,6 +43,7 @@ def run_of(folder: Path, adversarial: int, own_view: int, base: float, **more: f
 def runs(tmp_path: Path) -> list[Path]:
     """In no order."""
     predicted = {"predicted/clean": 0.8, "predicted/foreground": 0.7, "predicted/image": 0.6, "predicted/held": 0.75}
+    predicted |= {"predicted/masks": 0.65, "mask_iou": 0.9, "mask_iou_attacked": 0.4}
     return [
         run_of(tmp_path / "xfg_a", 1, 1, 0.5, strong=0.33),
         run_of(tmp_path / "x_n", 0, 0, 0.9),
@@ -61,6 +62,8 @@ def test_rows_in_the_papers_order(runs: list[Path]) -> None:
     assert (given["natural"], given["pgd"], given["pgd_image"]) == pytest.approx((0.8, 0.7, 0.6))
     assert (predicted["natural"], predicted["pgd"], predicted["pgd_held"]) == pytest.approx((0.8, 0.6, 0.75))
     assert attacked["strong"] == 0.33
+    assert (predicted["pgd_masks"], predicted["mask_iou"], predicted["mask_iou_attacked"]) == (0.65, 0.9, 0.4)
+    assert math.isnan(whole["pgd_masks"])
     assert math.isnan(given["pgd_held"])
     assert whole["views"]["dilated_1"] == pytest.approx({"clean": 0.84, "foreground": 0.74})
 
