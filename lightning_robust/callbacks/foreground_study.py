@@ -63,7 +63,7 @@ class ForegroundStudy(FirstImages):
     (``gradient_outside``), and each image's IoU of as many of its weakest pixels as its foreground has with its
     foreground (``iou``; about ``iou_by_chance`` where the two know nothing of each other). And, for
     ``python -m lightning_robust.report.foreground``, which makes the paper's table of several runs: ``own_view``
-    (0 whole, 1 given, 2 predicted) and ``adversarial`` (1 where the objective attacks).
+    (0 whole, 1 given, 2 predicted) and ``adversarial`` (1 where its training attacks).
 
     Args:
         attack: of all columns but ``strong``; by default PGD-20 at L∞ 8/255 with steps of 2/255.
@@ -141,7 +141,9 @@ class ForegroundStudy(FirstImages):
             cells.append(_STRONG)
         self._metric = CellAccuracy(cells).to(module.device)
         self._gradient = ForegroundGradient().to(module.device)
-        self._ious = [SizeStatistics().to(module.device) for _ in range(2)]  # before and after the attack on the masks
+        # of predicted masks, before and after the attack on them
+        predicts = PREDICTED in names_of_views(module, self.radii)
+        self._ious = [SizeStatistics().to(module.device) for _ in range(2 * predicts)]
         self._searches = {name: Search(self.acceleration) for name in models_of(module)}
         self._progress = AttackProgress.of(trainer)
 
@@ -237,16 +239,18 @@ class ForegroundStudy(FirstImages):
         """Log numbers on every rank; write the table; keep what is printed at the end."""
         counts, gradient = self._metric.counts(), self._gradient.compute()
         values = {cell: right / images for cell, (right, images) in counts.items() if images}
-        before, after = (metric.compute() for metric in self._ious)  # on every rank
-        if before.numbers:
-            values |= {"mask_iou": float(before.mean), "mask_iou_attacked": float(after.mean)}
+        ious = (float(metric.compute().mean) for metric in self._ious)  # on every rank
+        values |= dict(zip(("mask_iou", "mask_iou_attacked"), ious, strict=False))
         values |= {
             "gradient_inside": float(gradient.inside),
             "gradient_outside": float(gradient.outside),
             "iou": float(gradient.iou),
             "iou_by_chance": float(gradient.iou_by_chance),
             "own_view": float(["whole", "given", "predicted"].index(self._own)),
-            "adversarial": float(getattr(getattr(module, "objective", None), "attack", None) is not None),
+            "adversarial": float(
+                getattr(getattr(module, "objective", None), "attack", None) is not None
+                or getattr(module, "mask_attack", None) is not None
+            ),
             "images": float(gradient.images),
         }
         log(module, {f"{stage}/{self.name}/{what}": value for what, value in values.items() if value == value})
