@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 import numpy as np
 from PIL import Image
 
-from lightning_robust.datamodules.base import ImageDataModule, checked_size
 from lightning_robust.datamodules.dataset import UNREADABLE, corrupt_message
 from lightning_robust.datamodules.image_folder import _PLAIN, ImageFolder, Names, _images_in
 from lightning_robust.datamodules.selection import Rows
@@ -42,36 +41,29 @@ class CatsDogs(ImageFolder):
 
     _classes: ClassVar[list[str]] = ["cat", "dog"]
 
-    def __init__(self, root: str = "data", image_size: int | tuple[int, int] | None = 64, **kwargs: Any) -> None:
-        flat = _flat_folder(Path(root))
-        if flat is None:
-            inside = Path(root) / "PetImages"
-            super().__init__(root=str(inside if inside.is_dir() else root), image_size=image_size, **kwargs)
-            if [name.lower() for name in self._names] != self._classes:
-                raise UserError(
-                    f"{self.root} has the class folders {', '.join(self._names)}: CatsDogs is of cat and dog; for "
-                    "other classes take ImageFolder."
-                )
-            return
-        # ImageFolder's constructor looks for class folders; what it sets beyond them is set here
-        settings = {
-            name: kwargs.pop(name) for name in ("test_size", "crop_pct", "channels", "on_corrupt") if name in kwargs
-        }
-        self.test_size = _checked_test_size(settings.get("test_size", 0.2))
-        self.crop_pct, self.channels = float(settings.get("crop_pct", 1.0)), settings.get("channels", 3)
-        self.on_corrupt = settings.get("on_corrupt", "raise")
-        if not 0 < self.crop_pct <= 1 or self.channels not in (1, 3) or self.on_corrupt not in ("raise", "skip"):
-            raise UserError(
-                f"CatsDogs: crop_pct={self.crop_pct}, channels={self.channels}, on_corrupt={self.on_corrupt!r}: give a "
-                "share above 0 and at most 1, 1 or 3, and raise or skip."
-            )
-        self.folders = {_PLAIN: flat}
-        self._names = list(self._classes)
-        self._scans, self._corrupt, self._lists = {}, {}, {}
-        self._flat = True
-        ImageDataModule.__init__(self, root=root, image_size=image_size, **kwargs)
-
     _flat = False
+
+    def __init__(self, root: str = "data", image_size: int | tuple[int, int] | None = 64, **kwargs: Any) -> None:
+        inside = Path(root) / "PetImages"
+        super().__init__(root=str(inside if inside.is_dir() else root), image_size=image_size, **kwargs)
+
+    def _split_folders(self, root: Path) -> dict[str, Path]:
+        flat = _flat_folder(root)
+        if flat is None:
+            return super()._split_folders(root)
+        self._flat = True
+        return {_PLAIN: flat}
+
+    def _common_classes(self) -> list[str]:
+        if self._flat:
+            return list(self._classes)
+        names = super()._common_classes()
+        if [name.lower() for name in names] != self._classes:
+            raise UserError(
+                f"{next(iter(self.folders.values()))} has the class folders {', '.join(names)}: CatsDogs is of cat and "
+                "dog; for other classes take ImageFolder."
+            )
+        return names
 
     @property
     def source_shape(self) -> tuple[int, int, int]:
@@ -110,7 +102,3 @@ def _flat_folder(root: Path) -> Path | None:
             if len(seen) == len(_PREFIXES):
                 return folder
     return None
-
-
-def _checked_test_size(size: int | float) -> int | float:
-    return size if size == 1.0 else checked_size(size, "test_size")

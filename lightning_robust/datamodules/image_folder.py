@@ -79,7 +79,7 @@ class ImageFolder(ImageDataModule):
         if on_corrupt not in ("raise", "skip"):
             raise UserError(f"on_corrupt={on_corrupt!r}: give raise or skip.")
         self.crop_pct, self.channels, self.on_corrupt = float(crop_pct), channels, on_corrupt
-        self.folders = _split_folders(Path(root))
+        self.folders = self._split_folders(Path(root))
         self._names = self._common_classes()
         self._scans: dict[Path, tuple[Names, Rows]] = {}
         self._corrupt: dict[Path, dict[int, str]] = {}
@@ -147,6 +147,26 @@ class ImageFolder(ImageDataModule):
         return None
 
     # ---- the two layouts -----------------------------------------------------------------------------------------
+
+    def _split_folders(self, root: Path) -> dict[str, Path]:
+        """Find a root's split folders; a root that has none is one folder of classes."""
+        if not root.is_dir():
+            raise UserError(f"{root} is not a folder: point --data.root at a folder that has a folder per class.")
+        found = {
+            split: root / name
+            for split, names in _FOLDERS.items()
+            for name in reversed(names)
+            if (root / name).is_dir()
+        }
+        # A class may be called "train": a split folder is one that has folders.
+        if not any(_class_folders(folder) for folder in found.values()):
+            others = set(_class_folders(root)) - {folder.name for folder in found.values()}
+            if others or not found:
+                found = {_PLAIN: root}
+        for folder in found.values():
+            if not _class_folders(folder):
+                raise UserError(f"{folder} has no class folders: it needs one folder per class with the images in it.")
+        return found
 
     def _part(self, folder: Path, split: Split) -> FileSource | None:
         """Return a split of a folder that has none of its own."""
@@ -277,24 +297,6 @@ class ImageFolder(ImageDataModule):
                 f"{len(corrupt)} of {len(source.labels)} images in {folder} are corrupt and left out: {first}"
                 f"{', …' if len(corrupt) > 3 else '.'}"
             )
-
-
-def _split_folders(root: Path) -> dict[str, Path]:
-    """Find a root's split folders; a root that has none is one folder of classes."""
-    if not root.is_dir():
-        raise UserError(f"{root} is not a folder: point --data.root at a folder that has a folder per class.")
-    found = {
-        split: root / name for split, names in _FOLDERS.items() for name in reversed(names) if (root / name).is_dir()
-    }
-    # A class may be called "train": a split folder is one that has folders.
-    if not any(_class_folders(folder) for folder in found.values()):
-        others = set(_class_folders(root)) - {folder.name for folder in found.values()}
-        if others or not found:
-            found = {_PLAIN: root}
-    for folder in found.values():
-        if not _class_folders(folder):
-            raise UserError(f"{folder} has no class folders: it needs one folder per class with the images in it.")
-    return found
 
 
 def _class_folders(folder: Path) -> list[str]:
