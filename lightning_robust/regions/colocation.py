@@ -17,12 +17,13 @@ _AT_ONCE = 2**22  # values of permuted maps held at a time
 
 @dataclass(frozen=True)
 class MoranTest:
-    """Moran's I of one map against its own permutations.
+    """Moran's I against what chance gives.
 
     Attributes:
         i: Moran's I; NaN of a flat map.
         expected: its mean where values know nothing of their neighbours: -1 / (P - 1) for P pixels, 0 of two maps.
-        p_value: share of the permutations with an I at least as large, the map itself among them; NaN of a flat map.
+        p_value: share of the permutations (of two maps: moves) with an I at least as large, the map itself among them;
+            NaN of a flat map.
     """
 
     i: float
@@ -76,13 +77,17 @@ def morans_i(maps: Tensor, other: Tensor | None = None) -> Tensor:
 
 
 def morans_i_test(values: Tensor, other: Tensor | None = None, *, permutations: int = 999, seed: int = 0) -> MoranTest:
-    """Moran's I with a one-sided p-value from random permutations of the pixels.
+    """Moran's I with a one-sided p-value, against maps of the same values that know nothing of places.
+
+    Of one map those are random permutations of its pixels. Of two maps they are the second one moved, over the edges
+    around, by random distances: both then stay as smooth as they are. (Pixels at random would not do here: two smooth
+    maps that have nothing to do with each other are nearly always farther from 0 than a smooth and a rough one.)
 
     Args:
         values: ``(H, W)``.
-        other: ``(H, W)``, for the form of two maps: its pixels are permuted, those of ``values`` stay.
-        permutations: how many; the smallest p-value is 1 / (permutations + 1).
-        seed: of the permutations.
+        other: ``(H, W)``, for the form of two maps.
+        permutations: how many, or how many moves; the smallest p-value is 1 / (permutations + 1).
+        seed: of the draws.
 
     Raises:
         UserError: for another shape, and fewer than one permutation.
@@ -97,17 +102,31 @@ def morans_i_test(values: Tensor, other: Tensor | None = None, *, permutations: 
     if not bool(torch.isfinite(found)):
         return MoranTest(float("nan"), expected, float("nan"))
     first = _deviations(values).cpu()
-    moved = (first if other is None else _deviations(other).cpu()).flatten()
+    second = first if other is None else _deviations(other).cpu()
     generator = torch.Generator().manual_seed(seed)
     exceeding, done = 0, 0
     while done < permutations:
         count = min(permutations - done, max(1, _AT_ONCE // pixels))
-        order = torch.rand(count, pixels, generator=generator, dtype=torch.float64).argsort(-1)
-        drawn = moved[order].view(count, *values.shape)
+        drawn = _permuted(second, count, generator) if other is None else _moved(second, count, generator)
         others = _cross(drawn if other is None else first.expand_as(drawn), drawn)
         exceeding += int((others >= float(found) - 1e-12).sum())
         done += count
     return MoranTest(float(found), expected, (1 + exceeding) / (1 + permutations))
+
+
+def _permuted(values: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """``(count, H, W)`` the same pixels in random places."""
+    order = torch.rand(count, values.numel(), generator=generator, dtype=torch.float64).argsort(-1)
+    return values.flatten()[order].view(count, *values.shape)
+
+
+def _moved(values: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """``(count, H, W)`` the map moved by random distances other than none; what leaves at an edge enters opposite."""
+    height, width = values.shape
+    distance = torch.randint(1, values.numel(), (count,), generator=generator)
+    rows = (torch.arange(height) + (distance // width)[:, None]) % height
+    columns = (torch.arange(width) + (distance % width)[:, None]) % width
+    return values[rows[:, :, None], columns[:, None, :]]
 
 
 def components(regions: Tensor) -> Components:

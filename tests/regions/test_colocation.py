@@ -11,6 +11,7 @@ from skimage.measure import label
 
 from lightning_robust.errors import UserError
 from lightning_robust.regions import components, morans_i, morans_i_test
+from lightning_robust.regions.colocation import _moved
 
 
 def by_hand(x: np.ndarray, y: np.ndarray) -> float:
@@ -65,11 +66,38 @@ def test_p_values() -> None:
     torch.manual_seed(1)
     p = [morans_i_test(torch.rand(12, 12), permutations=99, seed=seed).p_value for seed in range(40)]
     assert 0.3 < np.mean(p) < 0.7  # of noise they are uniform
-    assert morans_i_test(patch, torch.roll(patch, 1, 0), permutations=99).p_value == pytest.approx(0.01)
-    assert morans_i_test(patch, patch.flip(0) * 0 + torch.rand(12, 12), permutations=99).p_value > 0.01
     flat = morans_i_test(torch.ones(5, 5))
     assert np.isnan(flat.i)
     assert np.isnan(flat.p_value)
+
+
+def test_p_values_of_two_maps() -> None:
+    """Two smooth maps are seldom near 0, related or not: the p-value must know that they are smooth."""
+
+    def smooth() -> torch.Tensor:
+        grown = torch.nn.functional.interpolate(torch.rand(1, 1, 5, 5), 30, mode="bilinear")[0, 0]
+        return grown[2:26, 2:26]
+
+    torch.manual_seed(2)
+    patch = torch.zeros(24, 24)
+    patch[3:7, 3:7] = 1
+    assert morans_i_test(patch, torch.roll(patch, 1, 0), permutations=199).p_value < 0.02
+    assert morans_i_test(patch, torch.roll(patch, 12, 0), permutations=199).p_value > 0.1
+    p = torch.tensor([morans_i_test(smooth(), smooth(), permutations=99, seed=seed).p_value for seed in range(60)])
+    assert 0.35 < float(p.mean()) < 0.65
+    assert float((p <= 0.05).double().mean()) < 0.15  # by permuted pixels it is 0.4
+
+
+def test_moves_are_of_the_whole_map() -> None:
+    """Every other place of a small map comes up, and nothing else."""
+    first, second = torch.rand(3, 4, dtype=torch.float64), torch.rand(3, 4, dtype=torch.float64)
+    found = float(morans_i(first, second))
+    moves = [torch.roll(second, (row, column), (0, 1)) for row in range(3) for column in range(4) if row or column]
+    share = sum(float(morans_i(first, moved)) >= found - 1e-12 for moved in moves) / len(moves)
+    assert morans_i_test(first, second, permutations=4000).p_value == pytest.approx(share, abs=0.04)
+    assert {tuple(m.flatten().tolist()) for m in _moved(second, 500, torch.Generator().manual_seed(0))} == {
+        tuple(moved.flatten().tolist()) for moved in moves
+    }
 
 
 def test_components_are_those_of_scikit_image() -> None:
