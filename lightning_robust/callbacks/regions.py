@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 from typing import Any
 
 import pytorch_lightning as pl
@@ -18,54 +17,23 @@ from lightning_robust.callbacks.attack_progress import AttackProgress
 from lightning_robust.callbacks.measurement import (
     Measurement,
     attack_mask,
-    budget,
     class_names,
     image_size,
     log,
     num_classes,
     publish_array,
-    publish_figure,
     publish_table,
     refuse_same_name,
     run_folder,
 )
+from lightning_robust.callbacks.regions_counting import Counted
 from lightning_robust.callbacks.regions_directions import directions, rounds
+from lightning_robust.callbacks.regions_figures import draw_regions
 from lightning_robust.callbacks.regions_published import Problem, check_problem
 from lightning_robust.errors import UserError
-from lightning_robust.metrics.regions import MapMeans, RegionCounts
-from lightning_robust.metrics.regions_similarity import GroupMeans, RegionSimilarity
-from lightning_robust.regions import (
-    ActivationMap,
-    Threshold,
-    components,
-    importance,
-    isolate,
-    morans_i,
-    pixel_change,
-    unit_scale,
-)
+from lightning_robust.metrics.regions import MapMeans
+from lightning_robust.regions import ActivationMap, Threshold, importance, pixel_change
 from lightning_robust.regions.extra import require
-from lightning_robust.report.regions import region_examples, region_representatives
-
-_STATISTICS = (
-    "flat_importance",
-    "moran_importance",
-    "moran_change",
-    "moran_cross",
-    "components_importance",
-    "components_change",
-)
-
-
-@dataclass
-class Counted:
-    """What is counted of one attack."""
-
-    change: MapMeans
-    regions: RegionCounts
-    similarity: RegionSimilarity
-    statistics: dict[str, GroupMeans]
-    examples: dict[int, list[report.Example]] = field(default_factory=dict)
 
 
 class RegionMaps(Measurement):
@@ -99,7 +67,7 @@ class RegionMaps(Measurement):
         representative_threshold: of the mean maps, both of them.
         union: make the representatives of unions in place of means. Of many images they are large.
         pairs: (source, target) class numbers, of a problem of three classes or more; by default see above.
-        permutations: of the pixels, for the p-values.
+        permutations: of the pixels, for the p-values; of those between two maps, moves of one of them.
         examples: images of each direction that are drawn; 0 for none.
         published: print the paper's numbers beside, of "mnist01", "fashion", "cats_dogs" or "malaria".
         every_n_epochs: in ``fit``, measure after every so many epochs; 0: not in ``fit``.
@@ -165,15 +133,7 @@ class RegionMaps(Measurement):
         self._rounds = rounds(self._directions, classes)
         groups = len(self._directions)
         self._importance = MapMeans(groups, size).to(device)
-        self._counted = {
-            name: Counted(
-                MapMeans(groups, size).to(device),
-                RegionCounts(groups, size).to(device),
-                RegionSimilarity(groups).to(device),
-                {what: GroupMeans(groups).to(device) for what in _STATISTICS},
-            )
-            for name in self.attacks
-        }
+        self._counted = {name: Counted.of(groups, size, device) for name in self.attacks}
         self._resolved: ActivationMap | None = None
         self._progress = AttackProgress.of(trainer)
 
@@ -201,8 +161,6 @@ class RegionMaps(Measurement):
         assert self._resolved is not None
         looked = importance(module, images, labels, self._resolved)
         roi = self.roi_threshold.region(looked)
-        parts = components(roi).count.double()
-        alone = morans_i(looked)
         for number, part in enumerate(self._rounds):
             groups = part.groups(labels)
             self._importance.update(looked, groups)
@@ -221,34 +179,15 @@ class RegionMaps(Measurement):
                     rounding=False,
                     progress=self._progress.reporter(what) if self._progress else None,
                 )
-                change = pixel_change(images[rows], adversarial.images)
-                roa = self.roa_threshold.region(change)
-                regions = isolate(roi[rows], roa)
-                counted, mine, scaled = self._counted[name], groups[rows], unit_scale(change)
-                counted.change.update(change, mine)
-                counted.regions.update(regions, mine)
-                counted.similarity.update(looked[rows], scaled, mine)
-                found = {
-                    "flat_importance": (looked[rows].amax((1, 2)) == 0).double(),
-                    "moran_importance": alone[rows],
-                    "moran_change": morans_i(change),
-                    "moran_cross": morans_i(looked[rows], change),
-                    "components_importance": parts[rows.cpu()],
-                    "components_change": components(roa).count.double(),
-                }
-                for statistic, values in found.items():
-                    counted.statistics[statistic].update(values, mine)
-                if trainer.is_global_zero:
-                    self._keep(counted, images[rows], looked[rows], change, regions, mine)
-
-    def _keep(
-        self, counted: Counted, images: Tensor, looked: Tensor, change: Tensor, regions: Tensor, groups: Tensor
-    ) -> None:
-        """The first images of each direction, for the figure."""
-        for group in range(len(self._directions)):
-            kept = counted.examples.setdefault(group, [])
-            for row in (groups == group).nonzero()[: self.examples - len(kept), 0].tolist():
-                kept.append(report.Example(*(values[row].cpu() for values in (images, looked, change, regions))))
+                self._counted[name].count(
+                    images[rows],
+                    looked[rows],
+                    roi[rows],
+                    pixel_change(images[rows], adversarial.images),
+                    self.roa_threshold,
+                    groups[rows],
+                    keep=self.examples if trainer.is_global_zero else 0,
+                )
 
     # -- publishing ----------------------------------------------------------------------------------------------------
 
@@ -273,18 +212,11 @@ class RegionMaps(Measurement):
         publish_array(trainer, f"{self.name}_importance", stage, looked.mean)
         for name, attack in self.attacks.items():
             counted = self._counted[name]
-            measured = report.Measured(
-                importance=looked.mean.cpu(),
-                images=looked.images.cpu(),
-                change=counted.change.compute().mean.cpu(),
-                frequencies=counted.regions.compute(),
-                similarity=counted.similarity.compute(),
-                statistics={what: metric.compute() for what, metric in counted.statistics.items()},
-            )
+            measured = counted.measured(looked)
             representatives = report.representatives(measured, self.representative_threshold, self.union)
             own = report.rows(
                 name,
-                budget(attack.threat_model),
+                attack,
                 self._directions,
                 measured,
                 representatives,
@@ -298,53 +230,26 @@ class RegionMaps(Measurement):
                 values = {what: row[what] for what in logged if math.isfinite(row[what])}
                 log(module, {f"{start}/{what}": value for what, value in values.items()})
             if run_folder(trainer) is not None:
-                self._draw(trainer, stage, name, attack, measured, representatives)
+                publish_array(trainer, f"{self.name}_{name}_change", stage, measured.change)
+                publish_array(trainer, f"{self.name}_{name}_regions", stage, representatives)
+                kind = "unions of the images' regions" if self.union else f"mean maps, {self.representative_threshold}"
+                draw_regions(
+                    trainer,
+                    stage,
+                    f"{self.name}_{name}",
+                    attack,
+                    self._directions,
+                    counted.examples,
+                    measured,
+                    representatives,
+                    kind,
+                )
         publish_table(trainer, self.name, stage, rows)
         if trainer.is_global_zero:
             for text in report.warnings(rows, self._resolved):
                 rank_zero_warn(f"RegionMaps: {text}")
             if trainer.state.fn != "fit":
                 self._rows = stage, rows
-
-    def _draw(
-        self,
-        trainer: pl.Trainer,
-        stage: str,
-        name: str,
-        attack: Attack,
-        measured: report.Measured,
-        representatives: Tensor,
-    ) -> None:
-        publish_array(trainer, f"{self.name}_{name}_change", stage, measured.change)
-        publish_array(trainer, f"{self.name}_{name}_regions", stage, representatives)
-        when = f"{stage}, epoch {trainer.current_epoch}" if trainer.state.fn == "fit" else stage
-        what = f"{type(attack).__name__}, {budget(attack.threat_model)} ({when})"
-        shown = [
-            (self._directions[group].label, example)
-            for group, kept in sorted(self._counted[name].examples.items())
-            for example in kept
-        ]
-        if shown:
-            figure = region_examples(
-                [example.image for _, example in shown],
-                [example.importance for _, example in shown],
-                [example.change for _, example in shown],
-                [example.regions for _, example in shown],
-                [label for label, _ in shown],
-                title=f"Regions of importance and of attack: {what}",
-            )
-            publish_figure(trainer, f"{self.name}_{name}_examples", stage, figure)
-        known = [group for group in range(len(self._directions)) if int(measured.images[group]) > 0]
-        if known:
-            kind = "unions of the images' regions" if self.union else f"mean maps, {self.representative_threshold}"
-            figure = region_representatives(
-                measured.importance[known],
-                measured.change[known],
-                representatives[known],
-                [f"{self._directions[g].label}\n({int(measured.images[g])} images)" for g in known],
-                title=f"Class representatives ({kind}): {what}",
-            )
-            publish_figure(trainer, f"{self.name}_{name}_representatives", stage, figure)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Print the tables."""

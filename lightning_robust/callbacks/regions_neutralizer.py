@@ -10,13 +10,12 @@ import torch
 from pytorch_lightning.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
-from lightning_robust.attacks import FGSM, PGD, Attack
+from lightning_robust.attacks import FGSM, Attack
 from lightning_robust.batch import Batch
 from lightning_robust.callbacks import regions_scores as report
 from lightning_robust.callbacks.attack_progress import AttackProgress
 from lightning_robust.callbacks.first_images import FirstImages
 from lightning_robust.callbacks.measurement import (
-    budget,
     class_names,
     file_name,
     image_size,
@@ -27,17 +26,19 @@ from lightning_robust.callbacks.measurement import (
     refuse_same_name,
     run_folder,
 )
+from lightning_robust.callbacks.regions_build import Grid, check_sources, count_regions, data_of, own_batches
 from lightning_robust.callbacks.regions_directions import directions
+from lightning_robust.callbacks.regions_figures import draw_blobs
 from lightning_robust.callbacks.regions_published import Problem, check_problem
-from lightning_robust.callbacks.regions_scores import CASES, READINGS
-from lightning_robust.callbacks.regions_tuning import Grid, Tuned, candidates, count_regions, data_of, own_batches, tune
-from lightning_robust.defenses.neutralizer import Neutralizer, Reading, attack_neutralized
+from lightning_robust.callbacks.regions_scores import READINGS
+from lightning_robust.callbacks.regions_scoring import Scorer
+from lightning_robust.callbacks.regions_tuning import Tuned, candidates, tune
+from lightning_robust.defenses.neutralizer import Neutralizer, Reading
 from lightning_robust.errors import UserError
 from lightning_robust.metrics import CellAccuracy
 from lightning_robust.regions import ActivationMap, Blobs, Threshold, save_blobs
 from lightning_robust.regions.extra import require
 from lightning_robust.report import atomic_file
-from lightning_robust.report.regions import blob_figure
 from lightning_robust.report.regions_scores import score_figure
 
 _ROI = (Threshold("otsu"), Threshold("relative", 0.25), Threshold("relative", 0.75))
@@ -180,6 +181,11 @@ class NeutralizerStudy(FirstImages):
         groups = torch.full((classes,), -1)
         for number, direction in enumerate(self._directions):
             groups[direction.source] = number
+        check_sources(
+            data,
+            self._directions,
+            {"train": (self.build_images, "build_images"), "val": (self.tune_images, "tune_images")},
+        )
         rank_zero_info(
             f"NeutralizerStudy finds blobs in {self.build_images or 'all'} training images and tunes them on "
             f"{self.tune_images or 'all'} validation images, then measures"
@@ -220,11 +226,8 @@ class NeutralizerStudy(FirstImages):
                 )
         self._tell(None)
         self._defenses = {name: self._protect(module, tuned) for name, tuned in self._tuned.items()}
-        cells = [f"clean/{direction.key}" for direction in self._directions]
-        for name in self.attacks:
-            for direction in self._directions:
-                cells += [f"{name}/{direction.key}/adv", f"{name}/{direction.key}/leak"]
-                cells += [f"{name}/{direction.key}/{case}/{what}" for case in CASES for what in ("mod", *READINGS)]
+        self._scorer = Scorer(self.attacks, self._defenses, self.adaptive_steps, self._tell)
+        cells = self._scorer.cells(self._directions)
         self._metric = CellAccuracy(cells).to(module.device)
         self._examples: dict[int, Tensor] = {}
         self._publish_tuning(trainer, stage, [str(name) for name in class_names(trainer, module)])
@@ -270,51 +273,12 @@ class NeutralizerStudy(FirstImages):
         """All scores of a batch, direction by direction."""
         with torch.autocast(module.device.type, enabled=False):
             for number, direction in enumerate(self._directions):
-                rows = (batch.labels == direction.source).nonzero()[:, 0]
-                if not len(rows):
-                    continue
-                images, labels = batch.images[rows].to(module.dtype), batch.labels[rows]
-                self._examples.setdefault(number, images[0].cpu())
-                with torch.no_grad():
-                    self._metric.update(f"clean/{direction.key}", module(images).argmax(1) == labels)
-                for name, attack in self.attacks.items():
-                    self._score(module, name, attack, direction, images, labels)
-            for direction in self._directions:
-                others = batch.images[batch.labels != direction.source].to(module.dtype)
-                for name in self.attacks:
-                    if len(others):
-                        with torch.no_grad():
-                            taken = self._case(name, "known", direction.source)(others).argmax(1) == direction.source
-                        self._metric.update(f"{name}/{direction.key}/leak", taken)
+                own = batch.labels == direction.source
+                images, others = batch.images[own].to(module.dtype), batch.images[~own].to(module.dtype)
+                if len(images):
+                    self._examples.setdefault(number, images[0].cpu())
+                self._scorer.direction(self._metric, module, direction, images, batch.labels[own], others)
         self._tell(None)
-
-    def _score(
-        self, module: pl.LightningModule, name: str, attack: Attack, direction: Any, images: Tensor, labels: Tensor
-    ) -> None:
-        start = f"{name}/{direction.key}"
-        self._tell(f"{name} on {direction.label}")
-        self._metric.update(f"{start}/adv", ~attack.run(module, images, labels, rounding=False).success)
-        threat = attack.threat_model
-        strong = PGD(eps=threat.radius, norm=threat.ball, steps=self.adaptive_steps) if self.adaptive_steps else None
-        for case in CASES:
-            defense = self._case(name, case, direction.source)
-            with torch.no_grad():
-                self._metric.update(f"{start}/{case}/mod", defense(images).argmax(1) == labels)
-            right = {reading: attack_neutralized(defense, attack, images, labels, reading)[1] for reading in READINGS}
-            # who knows of the blob has what others do, too
-            right["adaptive"] &= right["held"]
-            if strong is not None:
-                right["adaptive"] &= attack_neutralized(defense, strong, images, labels, "adaptive")[1]
-            for reading, each in right.items():
-                self._metric.update(f"{start}/{case}/{reading}", each)
-
-    def _case(self, name: str, case: str, source: int) -> Neutralizer:
-        defense = self._defenses[name]
-        if case == "known":
-            return defense.of_class(source)
-        found = defense.with_seed(defense.seed)  # a copy around the same model
-        found.blob_of = case  # type: ignore[assignment]
-        return found
 
     # -- publishing ----------------------------------------------------------------------------------------------------
 
@@ -322,7 +286,7 @@ class NeutralizerStudy(FirstImages):
         """Log on every rank, write and draw."""
         counts = self._metric.counts()
         rows = report.rows(
-            {name: budget(attack.threat_model) for name, attack in self.attacks.items()},
+            self.attacks,
             self._directions,
             self._tuned,
             counts,
@@ -340,32 +304,11 @@ class NeutralizerStudy(FirstImages):
         log(module, {f"{stage}/{self.name}/{cell}": value for cell, value in values.items() if math.isfinite(value)})
         publish_table(trainer, self.name, stage, rows)
         if run_folder(trainer) is not None:
-            self._draw(trainer, stage, rows)
+            draw_blobs(trainer, stage, self.name, self.attacks, self._directions, self._tuned, self._examples)
+            figure = score_figure(rows, title=f"Scores with the blob of the known class ({stage}), 95 % intervals")
+            publish_figure(trainer, self.name, stage, figure)
         if trainer.is_global_zero:
             self._rows = rows, report.tuned_rows(self._directions, self._tuned)
-
-    def _draw(self, trainer: pl.Trainer, stage: str, rows: list[dict[str, Any]]) -> None:
-        for name, attack in self.attacks.items():
-            what = f"{type(attack).__name__}, {budget(attack.threat_model)} ({stage})"
-            shown = sorted(self._examples)
-            tuned = [self._tuned[name][number] for number in shown]
-            images = [self._examples[number] for number in shown]
-            blanked = [
-                torch.where(each.candidate.mask.cpu(), float(each.candidate.fill), image)
-                for each, image in zip(tuned, images, strict=True)
-            ]
-            if shown:
-                figure = blob_figure(
-                    [each.frequency for each in tuned],
-                    [each.candidate.mask for each in tuned],
-                    images,
-                    blanked,
-                    [f"{self._directions[n].label}\nθ = {self._tuned[name][n].candidate.theta:g}" for n in shown],
-                    title=f"Attacked and unimportant: {what}",
-                )
-                publish_figure(trainer, f"{self.name}_{name}_blobs", stage, figure)
-        figure = score_figure(rows, title=f"Scores with the blob of the known class ({stage}), 95 % intervals")
-        publish_figure(trainer, self.name, stage, figure)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Print the tables."""

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_robust.attacks import Attack
+from lightning_robust.callbacks.measurement import budget
 from lightning_robust.callbacks.regions_directions import Direction
 from lightning_robust.callbacks.regions_published import Problem, published
 from lightning_robust.metrics.regions import RegionFrequencies
@@ -80,8 +82,8 @@ def representatives(measured: Measured, threshold: Threshold, union: bool) -> Te
 
 
 def rows(
-    attack: str,
-    budget: str,
+    name: str,
+    attack: Attack,
     directions: Sequence[Direction],
     measured: Measured,
     regions: Tensor,
@@ -89,17 +91,17 @@ def rows(
     permutations: int,
     problem: Problem | None = None,
 ) -> list[dict[str, Any]]:
-    """One row a direction; NaN for one without images."""
+    """One row a direction; NaN for one without images. The paper's numbers stand beside FGSM alone, its attack."""
     table = []
     for number, direction in enumerate(directions):
         row: dict[str, Any] = {
-            "attack": attack,
-            "budget": budget,
+            "attack": name,
+            "budget": budget(attack.threat_model),
             "direction": direction.label,
             "images": int(measured.images[number]),
         }
         table.append(row | _numbers(number, measured, regions[number], permutations))
-        paper = published(problem, direction.source, direction.target)
+        paper = published(problem, direction.source, direction.target, attack)
         if problem is not None:
             row_paper = (None, None) if paper is None else (paper.ssim, paper.ssim_representatives)
             table[-1] |= dict(zip(("paper_ssim", "paper_ssim_representatives"), row_paper, strict=True))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lightning_robust.attacks import Attack
+from lightning_robust.callbacks.measurement import budget
 from lightning_robust.callbacks.regions_directions import Direction
 from lightning_robust.callbacks.regions_published import Problem, published
 from lightning_robust.callbacks.regions_tuning import Tuned
@@ -22,15 +24,15 @@ Counts = Mapping[str, tuple[int, int]]
 
 
 def rows(
-    budgets: Mapping[str, str],
+    attacks: Mapping[str, Attack],
     directions: Sequence[Direction],
     tuned: Mapping[str, Sequence[Tuned]],
     counts: Counts,
     problem: Problem | None,
 ) -> list[dict[str, Any]]:
-    """A row for each attack, direction and blob: six scores, each with its interval; the paper's beside."""
+    """A row for each attack, direction and blob: six scores, each with its interval; the paper's beside FGSM."""
     table: list[dict[str, Any]] = []
-    for attack, budget in budgets.items():
+    for attack, given in attacks.items():
         for number, direction in enumerate(directions):
             best = tuned[attack][number]
             for case in CASES:
@@ -39,7 +41,7 @@ def rows(
                 cells |= {reading: f"{start}/{case}/{reading}" for reading in READINGS}
                 row: dict[str, Any] = {
                     "attack": attack,
-                    "budget": budget,
+                    "budget": budget(given.threat_model),
                     "direction": direction.label,
                     "blob_of": case,
                     "images": counts[cells["clean"]][1],
@@ -60,7 +62,7 @@ def rows(
                     "blob_share": float(best.candidate.mask.double().mean()),
                 }
                 if problem is not None:
-                    paper = published(problem, direction.source, direction.target)
+                    paper = published(problem, direction.source, direction.target, given)
                     for name in ("clean", "mod", "adv", "mod_adv"):
                         row[f"paper_{name}"] = None if paper is None else getattr(paper, name) / 100
                 table.append(row)

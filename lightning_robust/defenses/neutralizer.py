@@ -172,20 +172,56 @@ def attack_neutralized(
     Raises:
         UserError: for another reading.
     """
-    if reading not in ("write", "held", "adaptive"):
-        raise UserError(f"reading={reading!r}: choose write, held or adaptive")
+    return attack_readings(defense, attack, images, labels, (reading,))[reading]
+
+
+def attack_readings(
+    defense: Neutralizer,
+    attack: Attack,
+    images: Tensor,
+    labels: Tensor,
+    readings: Sequence[Reading],
+    *,
+    bare: Tensor | None = None,
+) -> dict[Reading, tuple[Tensor, Tensor]]:
+    """Several readings of :func:`attack_neutralized`; what two of them have in common is computed once.
+
+    Args:
+        defense: as there.
+        attack: as there.
+        images: as there.
+        labels: as there.
+        readings: which.
+        bare: ``(N, C, H, W)`` what the attack makes of the images on the bare classifier, for "adaptive", where it is
+            there already; by default it is computed.
+
+    Returns:
+        what :func:`attack_neutralized` returns, of each.
+
+    Raises:
+        UserError: for another reading.
+    """
+    for reading in readings:
+        if reading not in ("write", "held", "adaptive"):
+            raise UserError(f"reading={reading!r}: choose write, held or adaptive")
     model = defense.protected()
-    if reading == "adaptive":
-        first, right = _judged(defense, attack.run(model, images, labels, rounding=False).images, labels)
+    found: dict[Reading, tuple[Tensor, Tensor]] = {}
+    if "write" in readings or "held" in readings:
+        with attacking(defense), torch.no_grad():  # lent in eval mode
+            start = defense.transform(images.detach().clone())
+        attacked = attack.run(model, start, labels, rounding=False)
+        if "write" in readings:
+            found["write"] = attacked.images, ~attacked.success
+        if "held" in readings:
+            found["held"] = _judged(defense, attacked.images, labels)
+    if "adaptive" in readings:
+        if bare is None:
+            bare = attack.run(model, images, labels, rounding=False).images
+        first, right = _judged(defense, bare, labels)
         through = attack.run(defense, images, labels, rounding=False)
-        found = torch.where(right[:, None, None, None], through.images, first)
-        return found, right & ~through.success
-    with attacking(defense), torch.no_grad():  # lent in eval mode
-        start = defense.transform(images.detach().clone())
-    attacked = attack.run(model, start, labels, rounding=False)
-    if reading == "write":
-        return attacked.images, ~attacked.success
-    return _judged(defense, attacked.images, labels)
+        worst = torch.where(right[:, None, None, None], through.images, first)
+        found["adaptive"] = worst, right & ~through.success
+    return found
 
 
 def _judged(defense: Neutralizer, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

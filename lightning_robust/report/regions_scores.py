@@ -17,9 +17,9 @@ _SCORES = {
     "clean": ("clean", "#000000", "o"),
     "mod": ("mod: neutralised", "#009e73", "s"),
     "adv": ("adv: attacked", "#d55e00", "v"),
-    "write": ("mod-adv: attacker may write into the blob", "#e69f00", "<"),
-    "held": ("mod-adv: he may not", "#56b4e9", ">"),
-    "adaptive": ("mod-adv, adaptive: he may not, and knows of it", "#0072b2", "D"),
+    "write": ("mod-adv: the attacker may write into the blob", "#e69f00", "<"),
+    "held": ("mod-adv: what he writes there is blanked (held)", "#56b4e9", ">"),
+    "adaptive": ("mod-adv, adaptive: held, and he knows of it", "#0072b2", "D"),
 }
 _PAPER = {"clean": "paper_clean", "mod": "paper_mod", "adv": "paper_adv", "held": "paper_mod_adv"}
 
@@ -95,7 +95,7 @@ def score_figure(rows: Sequence[Mapping[str, Any]], *, title: str, blob_of: str 
                 markersize=9,
                 fillstyle="none",
                 linestyle="none",
-                label="the paper's",
+                label="hollow: the paper's (FGSM)",
             )
         )
     figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=SMALL, frameon=False)

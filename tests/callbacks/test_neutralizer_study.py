@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_robust.attacks import CW, FGSM, PGD
-from lightning_robust.callbacks import NeutralizerStudy
+from lightning_robust.callbacks import NeutralizerStudy, RegionMaps
 from lightning_robust.datamodules import Arrays, ImageFolder
 from lightning_robust.defenses import Neutralizer
 from lightning_robust.errors import UserError
@@ -173,6 +173,42 @@ def fitted(network: nn.Module, arrays: Arrays) -> dict[str, Tensor]:
         nn.functional.cross_entropy(network(batch.images), batch.labels).backward()
         optimizer.step()
     return {name: value.clone() for name, value in network.state_dict().items()}
+
+
+def test_a_class_without_validation_images_is_refused_before_anything_runs(
+    trainer: Make, module: Make, data: Make, tmp_path: Path
+) -> None:
+    data()
+    with np.load(tmp_path / "val.npz") as file:
+        arrays = dict(file)
+    dark = arrays["labels"] == 0
+    np.savez(
+        tmp_path / "dark.npz", images=arrays["images"][dark], labels=arrays["labels"][dark], classes=arrays["classes"]
+    )
+    network = Planted()
+    passes: list[int] = []
+    network.register_forward_hook(lambda *given: passes.append(1))
+    with pytest.raises(UserError, match="validation images taken there is none of the source class of bright → dark"):
+        trainer(NeutralizerStudy({"fgsm": FGSM(eps=0.1)}, **SMALL)).test(
+            module(network), data(val=str(tmp_path / "dark.npz")), verbose=False
+        )
+    assert not passes
+
+
+def test_the_papers_numbers_stand_beside_its_attack_alone(
+    trainer: Make, module: Make, data: Make, tmp_path: Path
+) -> None:
+    attacks = {"fgsm": FGSM(eps=0.1), "steps": FGSM(eps=0.1, steps=2), "pgd": PGD(eps=0.1, steps=2)}
+    study = NeutralizerStudy(attacks, adaptive_steps=0, published="malaria", **SMALL)
+    trainer(study, RegionMaps(attacks, published="mnist01", permutations=9, examples=0), logger=True).test(
+        module(), data(), verbose=False
+    )
+    folder = tmp_path / "runs" / "run" / "version_0" / "tables"
+    for name, column, told in (("neutralizer", "paper_mod_adv", 0.4611), ("regions", "paper_ssim", 0.2178)):
+        with (folder / f"{name}_test.csv").open() as file:
+            rows = list(csv.DictReader(file))
+        assert {row["attack"] for row in rows if row[column]} == {"fgsm"}
+        assert float(rows[0][column]) == told
 
 
 def test_test_images_have_no_say_in_the_tuning(trainer: Make, module: Make, data: Make, tmp_path: Path) -> None:

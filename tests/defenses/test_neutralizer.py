@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lightning_robust.attacks import EOT, FGSM, PGD
 from lightning_robust.defenses import Neutralizer, attack_neutralized
+from lightning_robust.defenses.neutralizer import Reading, attack_readings
 from lightning_robust.errors import UserError
 from lightning_robust.regions import Blobs, save_blobs
 
@@ -106,6 +107,31 @@ def test_the_attacker_may_change_whose_blob_it_is() -> None:
     through = FGSM(eps=0.1).run(defense, images, labels).success
     assert not through.all()
     assert (~attack_neutralized(defense, FGSM(eps=0.1), images, labels, "adaptive")[1]).sum() > through.sum()
+
+
+def test_what_readings_share_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    images, labels = planted_images()
+    readings: tuple[Reading, ...] = ("write", "held", "adaptive")
+    attack, run = PGD(eps=0.1, steps=3), PGD.run
+    for blob_of in ("predicted", "pair"):
+        defense = Neutralizer(Planted().eval(), blobs=BLOBS, blob_of=blob_of)
+        expected = {reading: attack_neutralized(defense, attack, images, labels, reading) for reading in readings}
+        bare = attack.run(defense.protected(), images, labels, rounding=False).images
+        attacked: list[nn.Module] = []
+
+        def counted(
+            self: PGD, model: nn.Module, *given: Tensor, attacked: list[nn.Module] = attacked, **more: bool
+        ) -> object:
+            attacked.append(model)
+            return run(self, model, *given, **more)  # type: ignore[arg-type]
+
+        with monkeypatch.context() as patch:
+            patch.setattr(PGD, "run", counted)
+            found = attack_readings(defense, attack, images, labels, readings, bare=bare)
+        assert attacked == [defense.protected(), defense]  # S_mod for both of write and held; through the defense
+        for reading in readings:
+            assert torch.equal(found[reading][0], expected[reading][0])
+            assert torch.equal(found[reading][1], expected[reading][1])
 
 
 def test_it_keeps_the_contract_of_a_defense(tmp_path: Path) -> None:

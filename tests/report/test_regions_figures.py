@@ -89,7 +89,7 @@ def test_scores() -> None:
     assert len(figure.axes[0].containers) == 6 + 5
     assert len(figure.legends[0].get_texts()) == 6
     paper = score_figure([row(paper_clean=1.0, paper_mod=None, paper_adv=0.9, paper_mod_adv=0.9)], title="t")
-    assert paper.legends[0].get_texts()[-1].get_text() == "the paper's"
+    assert paper.legends[0].get_texts()[-1].get_text() == "hollow: the paper's (FGSM)"
 
 
 def test_bad_input() -> None:
