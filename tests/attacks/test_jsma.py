@@ -214,8 +214,8 @@ def test_torchattacks_on_mnist(real_data: Path, robust: bool) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
 def test_torchattacks_on_cifar10(cifar: Trained) -> None:
-    """100 images; the budget is small since torchattacks takes half a second a step and image."""
-    same, success = compare(*cifar, 24)
+    """100 images; the budget is small since torchattacks takes seconds an image."""
+    same, success = compare(*cifar, 40)
     assert same >= 0.9
     assert success > 0.05
 
