@@ -73,6 +73,7 @@ def audit(
 
     Example:
         >>> import torch
+        >>> _ = torch.manual_seed(0)
         >>> net = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
         >>> images = torch.rand(100, 3, 2, 2)
         >>> result = audit(net, images, net(images).argmax(1), eps="4/255")

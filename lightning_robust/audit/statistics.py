@@ -34,8 +34,10 @@ def tail(count: int, total: int, share: float) -> float:
     """
     if count <= 0:
         return 1.0
-    if count > total:
+    if count > total or share <= 0:
         return 0.0
+    if share >= 1:
+        return 1.0
     logs = [
         math.lgamma(total + 1)
         - math.lgamma(k + 1)

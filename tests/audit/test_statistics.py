@@ -8,7 +8,10 @@ from scipy import stats
 from lightning_robust.audit.statistics import ALPHA, MATTERS, STRAY, judge, sign_test, tail
 
 
-@pytest.mark.parametrize(("count", "total", "share"), [(0, 10, 0.3), (1, 7, 0.01), (40, 500, 0.05), (900, 1000, 0.9)])
+@pytest.mark.parametrize(
+    ("count", "total", "share"),
+    [(0, 10, 0.3), (1, 7, 0.01), (40, 500, 0.05), (900, 1000, 0.9), (5, 5, 1.0), (0, 5, 0.0), (1, 5, 0.0), (6, 5, 1.0)],
+)
 def test_the_tail_is_the_binomial_one(count: int, total: int, share: float) -> None:
     expected = stats.binom.sf(count - 1, total, share)
     assert tail(count, total, share) == pytest.approx(expected, rel=1e-9)
