@@ -27,7 +27,7 @@ from lightning_robust.callbacks.measurement import (
     run_folder,
 )
 from lightning_robust.callbacks.regions_counting import Counted
-from lightning_robust.callbacks.regions_directions import directions, rounds
+from lightning_robust.callbacks.regions_directions import check_pairs, directions, rounds
 from lightning_robust.callbacks.regions_figures import draw_regions
 from lightning_robust.callbacks.regions_published import Problem, check_problem
 from lightning_robust.errors import UserError
@@ -104,9 +104,8 @@ class RegionMaps(Measurement):
                 raise UserError(f"RegionMaps: {label!r} cannot be a name: it becomes part of logged and file names")
         if permutations < 1 or examples < 0:
             raise UserError("RegionMaps: permutations is 1 or more (999 are usual), examples 0 or more")
-        for pair in pairs or []:
-            if len(pair) == 2 and pair[0] == pair[1]:
-                directions([], [pair])  # refused, before anything runs
+        if pairs is not None:
+            check_pairs(pairs, "RegionMaps")
         check_problem(published, "RegionMaps")
         require("captum", "RegionMaps")
         require("scipy", "RegionMaps")

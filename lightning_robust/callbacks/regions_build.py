@@ -76,9 +76,10 @@ def check_sources(
         for direction in wanted:
             if direction.source not in there:
                 kind = {"train": "training", "val": "validation"}.get(split, split)
+                more = "data.val_size, data.limit" if split == "val" else "data.limit"
                 raise UserError(
                     f"NeutralizerStudy: among the {kind} images taken there is none of the source class of "
-                    f"{direction.label}: give more of them (data.{split}_size or data.limit, {setting})"
+                    f"{direction.label}: give more of them ({more}, {setting})"
                 )
 
 

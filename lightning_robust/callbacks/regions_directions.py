@@ -49,25 +49,32 @@ def directions(
         if len(names) != 2:
             return [Direction(number, None, str(name), _key(name)) for number, name in enumerate(names)]
         pairs = [(0, 1), (1, 0)]
+    check_pairs(pairs, who)
     found = []
-    for pair in pairs:
-        if len(pair) != 2:
-            raise UserError(
-                f"{who}: pairs={[list(pair) for pair in pairs]}: each is [source, target], two class numbers"
-            )
-        source, target = int(pair[0]), int(pair[1])
-        if source == target:
-            raise UserError(
-                f"{who}: the pair [{source}, {target}] has one class as source and target: an attack leads from one "
-                "class to another"
-            )
+    for source, target in pairs:
         if not (0 <= source < len(names) and 0 <= target < len(names)):
             raise UserError(f"{who}: the pair [{source}, {target}]: the classes are 0 to {len(names) - 1}")
         label = f"{names[source]} → {names[target]}"
         found.append(Direction(source, target, label, f"{_key(names[source])}_to_{_key(names[target])}"))
-    if not found or len(set(found)) < len(found):
-        raise UserError(f"{who}: pairs={[list(pair) for pair in pairs]}: give at least one pair, and each once")
     return found
+
+
+def check_pairs(pairs: Sequence[Sequence[int]], who: str) -> None:
+    """Refuse pairs that no problem has.
+
+    Raises:
+        UserError: unless each is two different class numbers, and stands once.
+    """
+    for pair in pairs:
+        if not isinstance(pair, Sequence) or len(pair) != 2 or not all(isinstance(number, int) for number in pair):
+            raise UserError(f"{who}: pairs={pairs}: each is [source, target], two class numbers")
+        if pair[0] == pair[1]:
+            raise UserError(
+                f"{who}: the pair [{pair[0]}, {pair[1]}] has one class as source and target: an attack leads from one "
+                "class to another"
+            )
+    if not pairs or len({tuple(pair) for pair in pairs}) < len(pairs):
+        raise UserError(f"{who}: pairs={pairs}: give at least one pair, and each once")
 
 
 @dataclass(frozen=True)

@@ -245,6 +245,11 @@ def test_bad_input(model: Make, trainer: Make, digits: Make) -> None:
         ({"attacks": {}}, "at least one attack"),
         ({"attacks": {"a/b": FGSM()}}, "cannot be a name"),
         ({"permutations": 0}, "permutations is 1 or more"),
+        ({"pairs": [[2]]}, "two class numbers"),
+        ({"pairs": [1, 2]}, "two class numbers"),
+        ({"pairs": [["a", "b"]]}, "two class numbers"),
+        ({"pairs": [[2, 3], [2, 3]]}, "each once"),
+        ({"pairs": []}, "at least one pair"),
         ({"pairs": [[2, 2]]}, r"the pair \[2, 2\] has one class as source and target"),
         ({"published": "imagenet"}, "the paper has tables of mnist01, fashion"),
         ({"every_n_epochs": -1}, "every_n_epochs=-1"),
@@ -253,8 +258,6 @@ def test_bad_input(model: Make, trainer: Make, digits: Make) -> None:
             RegionMaps(**settings)
     for settings, message in (
         ({"pairs": [[2, 12]]}, "the classes are 0 to 9"),
-        ({"pairs": [[2]]}, "two class numbers"),
-        ({"pairs": [[2, 3], [2, 3]]}, "each once"),
         ({"activation": ActivationMap(layer="none")}, r"no such layer; these would do: network\.0 \(4×4\)"),
     ):
         with pytest.raises(UserError, match=message):
