@@ -101,6 +101,7 @@ def test_as_near_as_foolbox_on_digits(norm: str, digits: Trained) -> None:
     compare_with_foolbox(norm, some, DeepFool(norm=norm)(*some))
 
 
+@pytest.mark.slow
 @pytest.mark.real_data
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 def test_as_near_as_foolbox_on_a_natural_network(norm: str, cifar: Trained) -> None:
