@@ -14,12 +14,13 @@ from lightning_robust.attacks.context import Model
 from lightning_robust.audit.adaptive import attack_adaptively
 from lightning_robust.audit.budgets import Budget, budget_of
 from lightning_robust.audit.checks import CHECKS, Check, Findings
+from lightning_robust.audit.checks.base import CARLINI
 from lightning_robust.audit.cost import Estimate, estimate
 from lightning_robust.audit.result import CONFIDENCE, AuditResult, CheckResult, Seen
 from lightning_robust.audit.share import Share
 from lightning_robust.audit.statistics import STRAY, judge
 from lightning_robust.audit.subject import Progress, Subject
-from lightning_robust.audit.verdict import sentence_of, verdict_of
+from lightning_robust.audit.verdict import FINISHED, sentence_of, verdict_of
 from lightning_robust.errors import UserError
 from lightning_robust.metrics.intervals import wilson_interval
 
@@ -40,6 +41,7 @@ def audit(
     progress: Progress | None = None,
     on_estimate: Callable[[Estimate], None] | None = None,
     on_check: Callable[[CheckResult], None] | None = None,
+    on_stop: Callable[[AuditResult], None] | None = None,
     model_name: str = "",
     data_name: str = "",
 ) -> AuditResult:
@@ -65,6 +67,8 @@ def audit(
         progress: told what runs, and the share of it that is done.
         on_estimate: told how long it will take, before it does.
         on_check: told of each check as it is made.
+        on_stop: given what there is if something ends the audit early (Ctrl-C, an error in the model, memory); what it
+            was is raised on. Such a result is never "trusted".
         model_name: name of the model.
         data_name: name of the data.
 
@@ -88,8 +92,11 @@ def audit(
     check_images(images)
     threat_model.check_images(images)
     _check_labels(images, labels)
-    # tensors made in inference mode could not be differentiated through
-    with torch.inference_mode(False), torch.enable_grad():
+    devices = [images.device] if images.device.type == "cuda" else []
+    # tensors made in inference mode could not be differentiated through; a model that draws from torch's generator
+    # does so by the audit's seed, and leaves the user's state as it was
+    with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed % 2**63)
         subject = Subject(
             model,
             images.detach().clone(),
@@ -101,7 +108,7 @@ def audit(
             progress=progress,
             fast=fast,
         )
-        return _audited(subject, numbers, surrogate, on_estimate, on_check, model_name, data_name)
+        return _audited(subject, numbers, surrogate, on_estimate, on_check, on_stop, model_name, data_name)
 
 
 def _audited(
@@ -110,10 +117,13 @@ def _audited(
     surrogate: nn.Module | None,
     on_estimate: Callable[[Estimate], None] | None,
     on_check: Callable[[CheckResult], None] | None,
+    on_stop: Callable[[AuditResult], None] | None,
     model_name: str,
     data_name: str,
 ) -> AuditResult:
     begun = time.perf_counter()
+    if subject.classes < 2:
+        raise UserError("the model has a single output: an audit needs logits of two classes or more")
     most = int(subject.share.gather(subject.labels).max())
     if most >= subject.classes:
         raise UserError(f"labels go up to {most} but the model has {subject.classes} classes: is it the data's model?")
@@ -128,12 +138,35 @@ def _audited(
         if on_check is not None:
             on_check(result)
 
-    for check in CHECKS:
-        subject.told(check.title, 0)
-        note(_made(check, subject, budget, found))
-    attack_adaptively(subject, budget, found, [check.name for check in checks if check.outcome == "flag"])
-    note(_finite(subject))
+    def result() -> AuditResult:
+        return _result_of(subject, budget, found, checks, expected, model_name, data_name, begun)
+
+    try:
+        for check in CHECKS:
+            subject.told(check.title, 0)
+            note(_made(check, subject, budget, found))
+        attack_adaptively(subject, budget, found, [check.name for check in checks if check.outcome == "flag"])
+        note(_finite(subject))
+    except BaseException as error:
+        # minutes or hours of attacks: whatever ended them, what they found is kept
+        if on_stop is not None and checks:
+            checks.append(_ended(error, len(checks)))
+            on_stop(result())
+        raise
     subject.told("", 1)
+    return result()
+
+
+def _result_of(
+    subject: Subject,
+    budget: Budget,
+    found: Findings,
+    checks: list[CheckResult],
+    expected: Estimate,
+    model_name: str,
+    data_name: str,
+    begun: float,
+) -> AuditResult:
     verdict = verdict_of(checks)
     robust = int(subject.withstood.sum())
     interval = wilson_interval(robust, subject.total, CONFIDENCE)
@@ -172,18 +205,41 @@ def _made(check: Check, subject: Subject, budget: Budget, found: Findings) -> Ch
     return _result(check.name, check.title, check.rule, check.source, seen, check.mend, check.reason, begun)
 
 
+def _ended(error: BaseException, made: int) -> CheckResult:
+    """Stands in the place of the checks that were not made."""
+    seen = Seen(
+        "unsure",
+        None,
+        f"it ended early ({' '.join(f'{type(error).__name__}: {error}'.split())[:200]}) after {made} of "
+        f"{len(CHECKS) + 1} checks",
+    )
+    return _result(
+        FINISHED,
+        "The audit came to its end",
+        "unsure where something ended it early",
+        CARLINI,
+        seen,
+        "run it again to its end",
+        "",
+        time.perf_counter(),
+    )
+
+
 def _finite(subject: Subject) -> CheckResult:
     """Whether some attack met NaN or infinite gradients on its way; it is known at the end."""
     lost, total = int(subject.non_finite.sum()), int(subject.right.sum())
-    seen = Seen(
-        judge(lost, total) if lost else "pass",
-        lost / max(total, 1),
-        f"an attack met NaN or an infinite gradient at {lost} of {total} images, and could not go on there",
-    )
+    answers = int(subject.share.sum(subject.nan_answers))
+    outcome = judge(lost, total) if lost else "pass"
+    text = f"an attack met NaN or an infinite gradient at {lost} of {total} images, and could not go on there"
+    if answers:  # too little to flag, perhaps; but nobody can say what such a model withstands
+        outcome = "unsure" if outcome == "pass" else outcome
+        text += f"; {answers} times the model answered a changed image with NaN"
+    seen = Seen(outcome, lost / max(total, 1), text)
     return _result(
         "finite_gradients",
         "Gradients stay finite",
-        f"flagged if the share of images at which an attack met NaN exceeds {STRAY:g} (exact binomial test)",
+        f"flagged if the share of images at which an attack met NaN exceeds {STRAY:g} (exact binomial test), never "
+        "passed where the model answered a changed image with NaN",
         "Athalye et al., arXiv 1802.00420 (exploding gradients)",
         seen,
         "find what divides by zero or overflows; attack in float64",

@@ -64,6 +64,7 @@ class Subject:
         random: the model answers differently from call to call, or draws by the pixels.
         blind: no gradient reaches the image at all.
         non_finite: images at which some attack met NaN.
+        nan_answers: of this process, how often the model answered a changed image with NaN.
     """
 
     def __init__(
@@ -84,12 +85,16 @@ class Subject:
         self.seed, self.batch_size = seed, batch_size
         self.share = Share.of_all(len(images)) if share is None else share
         self.random, self.blind = False, False
-        self.handed_in_training = isinstance(self.model, nn.Module) and self.model.training
+        parts = self.model.modules() if isinstance(self.model, nn.Module) else ()
+        self.handed_in_training = any(part.training for part in parts)
+        self.nan_answers = 0
         self.rows: list[AttackRow] = []
         self._progress = progress
         self._fast: Model | None = None
         self.told("clean images", 0)
         logits = self.answers(self.images)
+        if bool(logits.isnan().any()):
+            raise UserError("the model gave NaN for clean images: its weights or its input are broken", non_finite=True)
         self.classes = logits.shape[1]
         self.logits = self.share.gather(logits)
         self.right = self.share.gather(logits.argmax(1) == self.labels)
@@ -142,7 +147,9 @@ class Subject:
             UserError: if the model cannot take the images.
         """
         with attacking(self.model if model is None else model) as lent, torch.no_grad():
-            return torch.cat([_asked(lent, part) for part in images.split(self.batch_size)])
+            found = torch.cat([_asked(lent, part) for part in images.split(self.batch_size)])
+        self.nan_answers += int(found.isnan().any(1).sum())
+        return found
 
     def wrong(self, images: Tensor, labels: Tensor) -> Tensor:
         """Whether the model errs on some images; a random one by a majority of fresh draws."""
@@ -244,6 +251,9 @@ class Subject:
         if not (gradient and self.blind and model is None):
             fooled = self._fooled(name, attack, on, model)
         fooled = fooled & on
+        theirs = attack.threat_model
+        if theirs.norm == self.threat_model.norm and theirs.radius < self.threat_model.radius:
+            self.withstood &= ~fooled  # a smaller change than the stated one is within it
         if attack.threat_model == self.threat_model:
             self.withstood &= ~fooled
             base = torch.ones_like(on) if of is None else of
@@ -326,8 +336,6 @@ def _asked(model: Model, images: Tensor) -> Tensor:
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(images):
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise UserError(f"the model gave {got} for {len(images)} images: an audit needs logits (N, classes) alone")
-    if bool(logits.isnan().any()):
-        raise UserError("the model gave NaN for clean images: its weights or its input are broken", non_finite=True)
     return logits
 
 

@@ -12,6 +12,9 @@ from lightning_robust.audit.statistics import points
 EXIT_STATUS: dict[Verdict, int] = {"trusted": 0, "masked": 3, "not_enough_evidence": 4}
 """What the program ends with: 1 and 2 are taken, by a crash and by a mistake in the user's input."""
 
+FINISHED = "finished"
+"""Name of the check that stands in for those that were not made, where something ended an audit early."""
+
 _NAMED = 3  # reasons that a sentence can hold
 
 
@@ -46,18 +49,17 @@ def sentence_of(
         reasons = [check.reason for check in checks if check.outcome == "flag"]
         shown = list(dict.fromkeys(reasons))
         more = f", and {len(shown) - _NAMED} more" if len(shown) > _NAMED else ""
-        return (
-            f"The gradients are masked because {'; '.join(shown[:_NAMED])}{more}. {number} after everything that ran, "
-            "adaptive attacks included: an upper bound."
-        )
+        early = any(check.name == FINISHED for check in checks)
+        ran = "until the audit ended early" if early else "after everything that ran, adaptive attacks included"
+        return f"The gradients are masked because {'; '.join(shown[:_NAMED])}{more}. {number} {ran}: an upper bound."
     unsure = [check for check in checks if check.outcome == "unsure"]
     names = ", ".join(check.title[0].lower() + check.title[1:] for check in unsure[:_NAMED])
     return f"Not enough evidence ({names}: unsure): {_what_to_run(unsure, budget, images)}. {number} so far."
 
 
 def _what_to_run(unsure: Sequence[CheckResult], budget: str, images: int) -> str:
-    first = unsure[0]
-    if first.name == "clean_accuracy":
+    first = next((check for check in unsure if check.name == FINISHED), unsure[0])
+    if first.name in ("clean_accuracy", FINISHED):
         return first.mend
     larger = next_budget(budget)
     if larger is not None:

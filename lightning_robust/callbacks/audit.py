@@ -33,7 +33,8 @@ class Audit(FirstImages):
     Writes ``audit.json`` into the run's folder, the table ``audit``, the figures ``audit_attacks``, ``audit_eps`` and
     ``audit_landscape``, and logs ``test/audit/robust_acc`` (worst case over everything that ran),
     ``test/audit/clean_acc``, ``test/audit/trusted`` (1 or 0) and ``test/audit/flagged`` (how many checks). On several
-    devices each attacks its own images, and all decide alike. In ``validate`` the names begin with ``val``.
+    devices each attacks its own images, and all decide alike. In ``validate`` the names begin with ``val``. Where
+    something ends it early, ``audit.json`` holds what it had found.
 
     Args:
         eps: budget in pixel units of [0, 1], a number or a fraction such as 8/255.
@@ -87,6 +88,10 @@ class Audit(FirstImages):
     def start(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
         """Nothing is known yet."""
         num_classes(module)
+        if self.limit_images is not None and self.limit_images < trainer.world_size:
+            raise UserError(
+                f"Audit: limit_images={self.limit_images} on {trainer.world_size} devices: at least one image for each"
+            )
         self.result, self._batches, self._stage = None, [], stage
 
     def measure(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Batch, index: int) -> None:
@@ -108,6 +113,11 @@ class Audit(FirstImages):
             if bar is not None and name:
                 bar.reporter(f"audit: {name}")(round(100 * done), 100)
 
+        def keep(unfinished: AuditResult) -> None:
+            folder = run_folder(trainer)
+            if folder is not None:
+                unfinished.write(folder, f"{self._named('audit')}.json")
+
         inside = getattr(module, "network", module)
         names = [type(module).__name__, str(getattr(module, "hparams", {}).get("network") or type(inside).__name__)]
         model: torch.nn.Module = module
@@ -128,6 +138,7 @@ class Audit(FirstImages):
                 share=Share(places, together=trainer.world_size > 1),
                 progress=told,
                 on_estimate=tell,
+                on_stop=keep,
                 model_name=" + ".join(names),
                 data_name=type(trainer.datamodule).__name__ if getattr(trainer, "datamodule", None) else "",  # type: ignore[attr-defined]
             )

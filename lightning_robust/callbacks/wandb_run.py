@@ -141,6 +141,7 @@ def _log_checkpoints(trainer: pl.Trainer, logger: WandbLogger) -> None:
 
 def _log_results(folder: Path, logger: WandbLogger) -> None:
     files = {name: folder / name for name in ("results.json", "config.yaml", "environment.json", "report.html")}
+    files |= {file.name: file for file in sorted(folder.glob("audit*.json"))}
     files |= {f"tables/{file.name}": file for file in sorted((folder / "tables").glob("*.csv"))}
     there = {name: file for name, file in files.items() if file.is_file()}
     if there:

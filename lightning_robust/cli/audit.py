@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -64,8 +65,8 @@ def run_audit(words: list[str]) -> int:
             if mistake is None:
                 raise
             raise UserError(located(mistake, sources(words))) from None
-        result = _audit(settings, made.data, made.defense)
-        _keep(result, _folder(settings, given.defense is not None))
+        result, folder = _audit(settings, made.data, made.defense)
+        _keep(result, folder)
     return EXIT_STATUS[result.verdict]
 
 
@@ -156,8 +157,8 @@ def _checked(given: Any) -> Given:
     return Given(**{name: getattr(given, name) for name in Given.__dataclass_fields__})
 
 
-def _audit(given: Given, data: ImageDataModule, defense: Defense | None) -> AuditResult:
-    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if given.device == "auto" else given.device)
+def _audit(given: Given, data: ImageDataModule, defense: Defense | None) -> tuple[AuditResult, Path]:
+    device = _device(given.device)
     model, name = load_model(given, data)
     images, labels = _images(data, given)
     audited: nn.Module = model.to(device)
@@ -166,9 +167,25 @@ def _audit(given: Given, data: ImageDataModule, defense: Defense | None) -> Audi
         name = f"{name} + {type(defense).__name__}"
     surrogate = None
     if given.surrogate is not None:
-        surrogate = checkpoint_model(given.surrogate, data)[0].to(device).eval()
+        try:
+            surrogate = checkpoint_model(given.surrogate, data)[0].to(device).eval()
+        except UserError as error:
+            raise UserError(str(error).replace("--ckpt", "--surrogate")) from None
+    folder: Path | None = None
+
+    def begin(estimate: Estimate) -> None:
+        # the model takes the images: now, and not after minutes of attacks, is the time to find a disk full
+        nonlocal folder
+        folder = _folder(given, defense is not None)
+        _tell(estimate, given.budget, len(images))
+
+    def keep(unfinished: AuditResult) -> None:
+        assert folder is not None  # it begins before anything can end it
+        path = unfinished.write(folder)
+        print(f"The audit ended early. {unfinished.sentence}\nWhat it had found: {path}", flush=True)
+
     with _progress() as (told, on_check):
-        return audit(
+        result = audit(
             audited,
             images.to(device),
             labels.to(device),
@@ -181,11 +198,26 @@ def _audit(given: Given, data: ImageDataModule, defense: Defense | None) -> Audi
             # an exported graph is not to be taken apart
             fast=given.program is None,
             progress=told,
-            on_estimate=lambda estimate: _tell(estimate, given.budget, len(images)),
+            on_estimate=begin,
             on_check=on_check,
+            on_stop=keep,
             model_name=given.name or name,
             data_name=f"{type(data).__name__} ({given.split})",
         )
+    assert folder is not None
+    return result, folder
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--device {name} cannot be used here: {reason}; auto takes what there is") from None
+    return device
 
 
 def _images(data: ImageDataModule, given: Given) -> tuple[Tensor, Tensor]:
@@ -236,7 +268,14 @@ def _words(check: CheckResult) -> str:
 
 def _folder(given: Given, defended: bool) -> Path:
     if given.output is not None:
-        return Path(given.output)
+        folder = Path(given.output)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise UserError(f"--output {folder} cannot be written: {error.strerror or error}") from None
+        return folder
     if given.ckpt is not None and not defended:
         folder = Path(given.ckpt).resolve().parent.parent
         if (folder / "config.yaml").is_file():

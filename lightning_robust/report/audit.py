@@ -174,7 +174,8 @@ def loss_slices(audit: Audit) -> Figure:
         bar.ax.tick_params(labelsize=SMALL)
         if number == columns - 1:
             bar.set_label("cross-entropy", fontsize=SMALL)
-    figure.suptitle(wrap(f"Cross-entropy around the image (+): {audit['model']}", 300 * columns, TITLE), fontsize=TITLE)
+    title = wrap(f"Cross-entropy around the image (+): {audit['model']}", 300 * columns, TITLE)
+    figure.suptitle(title, fontsize=TITLE, parse_math=False)
     return figure
 
 

@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from audit_cases import EPS, SHORT, TINY, Digit
+from audit_cases import EPS, SHORT, TINY, Digit, NoGradient
 from torch import Tensor, nn
 
-from lightning_robust.audit import BUDGETS, EXIT_STATUS, Estimate, audit
+from lightning_robust.attacks import PGD, ThreatModel
+from lightning_robust.audit import BUDGETS, EXIT_STATUS, AuditResult, Estimate, audit
 from lightning_robust.audit.checks import CHECKS
+from lightning_robust.audit.subject import Subject
 from lightning_robust.errors import UserError
+from lightning_robust.report.page.audit import parse_audit
 
 SCHEMA = {
     "version": int,
@@ -155,7 +158,8 @@ class Narrow(nn.Module):
         (None, None, None, {"eps": 8}, "did you mean 8/255"),
         (None, None, None, {"eps": 0}, "nothing to audit"),
         (None, None, None, {"norm": "l0"}, "choose one of linf, l2, l1"),
-        (lambda images: images.flatten(1)[:, :10] * float("nan"), None, None, {}, "gave NaN"),
+        (lambda images: images.flatten(1)[:, :10] * float("nan"), None, None, {}, "gave NaN for clean images"),
+        (lambda images: images.flatten(1)[:, :1], None, lambda labels: 0 * labels, {}, "a single output"),
     ],
 )
 def test_bad_input(model, images, labels, settings, told, natural: nn.Module, digits: Digit) -> None:
@@ -169,3 +173,82 @@ def test_a_plain_function_can_be_audited(natural: nn.Module, digits: Digit) -> N
     result = audit(lambda images: natural(images), *digits, eps=EPS, budget=SHORT)
     assert result.verdict == "trusted"
     assert "does not run in float64" in result.check("zero_gradients").text
+
+
+class Breaks(nn.Module):
+    """Answers so many times, and then no more."""
+
+    def __init__(self, network: nn.Module, calls: int) -> None:
+        super().__init__()
+        self.network, self.left = network, calls
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.left -= 1
+        if self.left < 0:
+            raise KeyboardInterrupt
+        return self.network(images)
+
+
+def test_what_ends_an_audit_early_loses_nothing(natural: nn.Module, digits: Digit, tmp_path: Path) -> None:
+    kept: list[AuditResult] = []
+    with pytest.raises(KeyboardInterrupt):
+        audit(Breaks(natural, 120), *digits, eps=EPS, budget=TINY, fast=False, on_stop=kept.append)
+    (result,) = kept
+    assert 5 < len(result.checks) < len(CHECKS)
+    assert result.check("finished").outcome == "unsure"
+    assert "KeyboardInterrupt" in result.check("finished").text
+    assert result.verdict == "not_enough_evidence"
+    assert "run it again to its end" in result.sentence
+    assert parse_audit(result.write(tmp_path).read_text(encoding="utf-8")).verdict == "not_enough_evidence"
+    # nor is a model that was found to hide its gradients said to have withstood what did not run
+    kept.clear()
+    with pytest.raises(KeyboardInterrupt):
+        audit(Breaks(NoGradient(natural), 80), *digits, eps=EPS, budget=TINY, fast=False, on_stop=kept.append)
+    assert kept[0].verdict == "masked"
+    assert "until the audit ended early" in kept[0].sentence
+
+
+def test_random_models_leave_the_random_state_and_repeat(natural: nn.Module, digits: Digit) -> None:
+    class Noise(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return natural(images + 0.1 * torch.randn_like(images))
+
+    some = Digit(digits.images[:40], digits.labels[:40])
+    found = []
+    for state in range(2):
+        torch.manual_seed(state)
+        before = torch.get_rng_state()
+        result = audit(Noise(), *some, eps=EPS, budget=TINY)
+        assert torch.equal(before, torch.get_rng_state())
+        # the wrapper was never put into eval mode, but it is the dice that change its answers
+        assert "randomness" in result.flagged
+        assert "eval_mode" not in result.flagged
+        found.append([(check.name, check.outcome, check.figure) for check in result.checks])
+    assert found[0] == found[1]
+
+
+def test_images_all_wrong_one_image_and_one_class(natural: nn.Module, digits: Digit) -> None:
+    class Positive(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return natural(images).relu() + 1
+
+    wrong = (natural(digits.images).argmax(1) + 1) % 10
+    result = audit(natural, digits.images, wrong, eps=EPS, budget=TINY)
+    assert (result.clean_accuracy, result.robust_accuracy, result.verdict) == (0, 0, "not_enough_evidence")
+    # the sums of a single image are always alike, which makes no probabilities
+    result = audit(Positive().eval(), digits.images[:1], digits.labels[:1], eps=EPS, budget=TINY)
+    assert (result.flagged, result.verdict) == ([], "not_enough_evidence")
+    of_one = digits.labels == 3
+    result = audit(natural, digits.images[of_one], digits.labels[of_one], eps=EPS, budget=TINY)
+    assert result.check("clean_accuracy").outcome == "unsure"
+
+
+def test_an_image_that_falls_within_less_than_the_stated_eps_has_fallen(natural: nn.Module, digits: Digit) -> None:
+    subject = Subject(natural, *digits, ThreatModel("linf", EPS))
+    larger = subject.attack("larger", PGD(eps=2 * EPS, steps=3), subject.right)
+    assert bool(larger.any())
+    assert torch.equal(subject.withstood, subject.right)
+    smaller = subject.attack("smaller", PGD(eps=EPS / 2, steps=3), subject.right)
+    assert bool(smaller.any())
+    assert torch.equal(subject.withstood, subject.right & ~smaller)
+    assert subject.rows == []

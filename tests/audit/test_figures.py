@@ -25,7 +25,7 @@ def plain() -> dict[str, Any]:
     }
     attack = {"name": "FGSM", "robust_accuracy": 0.5, "seconds": 1.0, "adaptive": False, "images": 200}
     return {
-        "model": "a $net$",
+        "model": "a $net{$",  # no formula
         "data": "digits",
         "budget": "quick",
         "threat_model": {"norm": "linf", "eps": 8 / 255},

@@ -96,6 +96,21 @@ def test_gradients_that_are_not_a_number_are_flagged_and_lose_nothing(natural: n
     result = of(spoilt.NotANumber(natural), digits)
     assert {"zero_gradients", "finite_gradients"} <= set(result.flagged)
     assert result.verdict == "masked"
+    in_l2 = audit(spoilt.NotANumber(natural), *digits, eps=0.5, norm="l2", budget=spoilt.TINY)
+    assert "finite_gradients" in in_l2.flagged
+
+
+def test_answers_that_are_not_a_number_off_the_clean_images_are_never_trusted(
+    natural: nn.Module, digits: Digit
+) -> None:
+    class OffTheGrid(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            off = (16 * images - (16 * images).round()).abs().amax((1, 2, 3)) > 1e-3
+            return natural(images).masked_fill(off[:, None], torch.nan)
+
+    result = audit(OffTheGrid().eval(), *digits, eps=EPS, budget=spoilt.TINY)
+    assert result.check("finite_gradients").outcome == "flag"
+    assert "answered a changed image with NaN" in result.check("finite_gradients").text
 
 
 def test_a_model_handed_over_in_training_mode_is_flagged(natural: nn.Module, digits: Digit) -> None:
@@ -105,6 +120,8 @@ def test_a_model_handed_over_in_training_mode_is_flagged(natural: nn.Module, dig
     assert "handed over in training mode" in result.check("eval_mode").text
     assert model.training
     assert of(model.eval(), digits).flagged == []
+    model[5].train()  # a part alone
+    assert of(model, digits).flagged == ["eval_mode"]
 
 
 def test_logits_that_hang_on_the_batch_are_flagged(natural: nn.Module, digits: Digit) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from lightning_robust.audit import AuditResult, audit
+from lightning_robust.audit import run as audit_run
 from lightning_robust.callbacks import Audit
 from lightning_robust.defenses import PixelShift
 from lightning_robust.errors import UserError
@@ -146,3 +147,18 @@ def test_a_module_under_test_keeps_its_modes(model: Make, digits: Make, trainer:
     before = {name: value.clone() for name, value in module.state_dict().items()}
     trainer(short(limit_images=10)).test(module, datamodule=digits(), verbose=False)
     assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
+
+
+def test_what_was_found_before_the_end_is_kept(
+    model: Make, digits: Make, trainer: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def out_of_memory(*_: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(audit_run, "attack_adaptively", out_of_memory)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        trainer(short(limit_images=10), logger=True).test(model(), datamodule=digits(), verbose=False)
+    (file,) = tmp_path.rglob("audit.json")
+    kept = json.loads(file.read_text(encoding="utf-8"))
+    assert kept["verdict"] != "trusted"
+    assert "out of memory" in kept["checks"][-1]["text"]

@@ -223,6 +223,9 @@ NET = ("--network", "digits_cnn", "--weights", "{weights}")
         ((*NET, "--data", "Digits", "--budget", "fast"), "choose one of quick, standard, full"),
         ((*NET, "--data", "Digits", "--split", "tests"), "choose train, val or test"),
         ((*NET, "--data", "Digits", "--images", "0"), "--images 0"),
+        ((*NET, "--data", "Digits", "--device", "abacus"), "--device abacus cannot be used here"),
+        ((*NET, "--data", "Digits", "--surrogate", "none.ckpt"), "--surrogate none.ckpt: there is no such file"),
+        ((*NET, "--data", "Digits", "--images", "5", "--output", "{weights}/below"), "cannot be written"),
         ((*NET, "--data", "Digits", "--imagse", "5"), "did you mean images"),
         (("--module", "mine", "--data", "Digits"), "package.module:name"),
         (("--module", "no_such_package:name", "--data", "Digits"), "cannot be imported"),
@@ -304,6 +307,30 @@ def test_a_line_for_each_check_where_there_is_no_terminal(program: Program, weig
     done = program("audit", "--network", "digits_cnn", "--weights", str(weights), *DATA)
     assert done.out.count("\npass ") >= 15
     assert "Results: runs/audit_digits_cnn/version_0/audit.json" in done.out
+
+
+def test_what_was_found_before_an_error_is_kept(folder: Path, weights: Path, program: Program) -> None:
+    broken = (
+        MODULE.format(weights=str(weights))
+        + """
+class Breaks(Spoilt):
+    left = 45
+
+    def forward(self, images):
+        self.left -= 1
+        if self.left < 0:
+            raise KeyboardInterrupt
+        return self.network(images)
+"""
+    )
+    (folder / "breaks.py").write_text(broken)
+    with pytest.raises(SystemExit) as end:
+        main(["audit", "--module", "breaks.py:Breaks", *DATA, "--output", "out"])
+    assert end.value.code == 130
+    kept = audited(folder / "out")
+    assert kept["verdict"] != "trusted"
+    assert kept["checks"][-1]["name"] == "finished"
+    assert len(kept["checks"]) > 3
 
 
 def test_an_error_in_the_models_own_code_is_not_a_users_mistake(folder: Path) -> None:

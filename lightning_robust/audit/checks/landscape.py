@@ -28,7 +28,8 @@ def _uphill(subject: Subject, budget: Budget, found: Findings) -> Seen:
     norm, step = subject.threat_model.ball, _PART * subject.threat_model.radius
 
     def climbs(images: Tensor, labels: Tensor) -> Tensor:
-        _, gradient = subject.gradients(model, images, labels, cross_entropy)
+        # NaN is no direction
+        gradient = subject.gradients(model, images, labels, cross_entropy)[1].nan_to_num(0, 0, 0)
         start = margin(subject.answers(images, model), labels)
         keys = image_keys(images, subject.seed)
         ways = [gradient, *(normal(keys, images.shape, images.dtype, stream=n + 1) for n in range(_RIVALS))]
@@ -58,7 +59,7 @@ def _slices(subject: Subject, model: Any) -> dict[str, Any]:
     steps = torch.linspace(-1, 1, _GRID)
 
     def grid(images: Tensor, labels: Tensor) -> Tensor:
-        _, gradient = subject.gradients(model, images, labels, margin)
+        gradient = subject.gradients(model, images, labels, margin)[1].nan_to_num(0, 0, 0)
         along = eps * steepest(gradient, norm)
         across = eps * steepest(normal(image_keys(images, subject.seed), images.shape, images.dtype), norm)
         rows = []

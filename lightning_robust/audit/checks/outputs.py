@@ -42,6 +42,8 @@ def _outputs(subject: Subject, budget: Budget, found: Findings) -> Seen:
     size = float(sums.abs().mean())
     spread = float((sums - sums.mean()).abs().max()) / size if size > 0 else float("inf")
     probabilities = bool((outputs >= 0).all()) and spread < _SUM
+    if len(sums) == 1:  # a single sum is always like itself
+        probabilities = probabilities and abs(size - 1) < _SUM
     if not probabilities:
         return Seen(
             "pass",
@@ -76,22 +78,25 @@ def _mode(subject: Subject, budget: Budget, found: Findings) -> Seen:
 
     differs = subject.each(some, alone)
     share = float(differs.double().mean())
-    if _answers_alike(subject) and tail(int(differs.sum()), len(differs), STRAY) < ALPHA:
+    alike = _answers_alike(subject)
+    if alike and tail(int(differs.sum()), len(differs), STRAY) < ALPHA:
         return Seen(
             "flag",
             share,
             f"{int(differs.sum())} of {len(differs)} images get other logits alone than in a batch: a layer takes "
             "statistics of the batch",
         )
-    if subject.handed_in_training and isinstance(model, nn.Module):
+    # of a model that throws dice in either mode, other logits say nothing of the mode
+    if alike and subject.handed_in_training and isinstance(model, nn.Module):
         in_training = _training_answers(subject, model)
         moved = float(in_training.double().mean())
         if moved > 0:
             return Seen(
                 "flag",
                 moved,
-                f"the model was handed over in training mode, in which {points(moved)} of {len(in_training)} images "
-                "get other logits (dropout, batch statistics) than in eval mode, in which it was audited",
+                f"the model, or a part of it, was handed over in training mode, in which {points(moved)} of "
+                f"{len(in_training)} images get other logits (dropout, batch statistics) than in eval mode, in which "
+                "it was audited",
             )
     return Seen("pass", share, "in eval mode no layer behaves as in training, and no image's logits hang on the others")
 

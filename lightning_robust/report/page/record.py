@@ -20,6 +20,8 @@ from lightning_robust.report.seeds import SEEDS_FILE, Spread, read_seeds
 
 _SIGNS = ("config.yaml", "results.json", "metrics.csv", "audit.json", "environment.json", SEEDS_FILE)
 _MOST_CHARACTERS = 32 * 2**20  # of a text file: above that, it is none of ours
+# what reading a file of another form than ours raises
+_BROKEN = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
 
 T = TypeVar("T")
 Rows = list[dict[str, str]]
@@ -104,16 +106,7 @@ def find_runs(given: Sequence[str | Path]) -> list[Path]:
             )
         if path.is_file():  # results.json, checkpoints/last.ckpt
             path = next((folder for folder in list(path.parents)[:2] if is_run(folder)), path)
-        if is_run(path):
-            below = [path]
-        else:
-            below = sorted((folder for folder in path.iterdir() if folder.is_dir() and is_run(folder)), key=_version)
-            below = (
-                below
-                or sorted((folder for folder in path.glob("*/*") if folder.is_dir() and is_run(folder)), key=_version)
-                if path.is_dir()
-                else []
-            )
+        below = [path] if is_run(path) else _below(path)
         if not below:
             raise UserError(
                 f"report: {path} is no run's folder and holds none: a run's folder has config.yaml or results.json, "
@@ -253,7 +246,7 @@ def _read(
         return parse(file.read_text(encoding="utf-8"))
     except OSError as error:
         say(f"{place} cannot be read: {error.strerror}")
-    except (ValueError, KeyError, TypeError, csv.Error, yaml.YAMLError, RecursionError) as error:
+    except (*_BROKEN, csv.Error, yaml.YAMLError, RecursionError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         say(f"{place} is broken and left out: {reason}")
     return None

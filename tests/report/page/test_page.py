@@ -189,6 +189,8 @@ def test_a_run_that_was_stopped_while_training(make_run: MakeRun) -> None:
         ("environment.json", "", "environment.json is broken and left out"),
         ("audit.json", '{"version": 2}', "audit.json is broken and left out: it is no audit of version 1"),
         ("audit.json", '{"version": 1, "verdict": "<b>"}', "the verdict '<b>' is none of trusted, masked"),
+        ("audit.json", '{"version": 1, "verdict": "masked", "checks": ["x"]}', "audit.json is broken and left out"),
+        ("audit.json", '{"version": 1, "verdict": "masked", "confidence_interval": [1]}', "audit.json is broken"),
         ("tables/more_test.csv", "a,b\n1,2,3\n", "tables/more_test.csv is broken and left out: row 1"),
         ("figures/broken_test.png", "no picture", "Broken (test): the picture is broken: cannot identify image file"),
     ],
@@ -277,3 +279,8 @@ def test_runs_are_found_from_files_and_folders(make_run: MakeRun, tmp_path: Path
         find_runs([tmp_path / "absent"])
     with pytest.raises(UserError, match="is no run's folder and holds none"):
         find_runs([tmp_path / "quick" / "notes"])
+    stray = tmp_path / "stray" / "below" / "notes.txt"
+    stray.parent.mkdir(parents=True)
+    stray.write_text("no run")
+    with pytest.raises(UserError, match="is no run's folder and holds none"):
+        find_runs([stray])
