@@ -19,12 +19,14 @@ from torch import Tensor, nn
 from lightning_robust.attacks import parse_number
 from lightning_robust.audit import EXIT_STATUS, AuditResult, CheckResult, Estimate, audit, budget_of, spoken
 from lightning_robust.audit.subject import Progress as Told
-from lightning_robust.cli.audit_models import Given, checkpoint_model, evaluating, load_model, run_config
+from lightning_robust.batch import as_batch
+from lightning_robust.cli.audit_models import Given, checkpoint_model, evaluating, load_model, run_config, shown
 from lightning_robust.cli.messages import located, users_mistake
 from lightning_robust.cli.noise import quiet
 from lightning_robust.cli.parser import RobustParser
 from lightning_robust.cli.sources import sources
 from lightning_robust.datamodules import ImageDataModule
+from lightning_robust.datamodules.dataset import collate
 from lightning_robust.defenses import Defense
 from lightning_robust.errors import UserError
 from lightning_robust.loggers import RunLogger
@@ -160,7 +162,7 @@ def _checked(given: Any) -> Given:
 def _audit(given: Given, data: ImageDataModule, defense: Defense | None) -> tuple[AuditResult, Path]:
     device = _device(given.device)
     model, name = load_model(given, data)
-    images, labels = _images(data, given)
+    images, labels = _images(data, given, model)
     audited: nn.Module = model.to(device)
     if defense is not None:
         audited = evaluating(defense.around(audited))
@@ -220,13 +222,13 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _images(data: ImageDataModule, given: Given) -> tuple[Tensor, Tensor]:
+def _images(data: ImageDataModule, given: Given, model: nn.Module) -> tuple[Tensor, Tensor]:
     """So many images, drawn by the seed: a folder's first ones may be all of one class."""
     dataset = data.dataset(given.split)  # type: ignore[arg-type]
     wanted = budget_of(given.budget).images if given.images is None else given.images
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(given.seed))
     rows = order[:wanted].sort().values.tolist()
-    batch = dataset.__getitems__(rows)
+    batch = shown(model, as_batch(collate(dataset.__getitems__(rows))))
     return batch.images, batch.labels
 
 

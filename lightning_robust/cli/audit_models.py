@@ -15,13 +15,14 @@ import yaml
 from torch import Tensor, nn
 
 import lightning_robust.modules as modules
+from lightning_robust.batch import Batch, as_batch
 from lightning_robust.cli.checkpoints import read_checkpoint
 from lightning_robust.datamodules import ImageDataModule
 from lightning_robust.errors import UserError
 from lightning_robust.models import create_network, normalization_of
 from lightning_robust.models.normalization import Normalized
 from lightning_robust.models.weights import read_state_dict
-from lightning_robust.modules import ImageClassifier
+from lightning_robust.modules import ForegroundClassifier, ImageClassifier
 
 # what wrappers that normalise call their numbers
 _MEANS, _STDS = ("mean", "mu", "means"), ("std", "sigma", "stds", "sd")
@@ -71,6 +72,21 @@ def load_model(given: Given, data: ImageDataModule) -> tuple[nn.Module, str]:
         model = Normalized(model, *normalization_of(given.normalization))
         model.training = training
     return model, name
+
+
+def shown(model: nn.Module, batch: Batch) -> Batch:
+    """What ``model`` gets to see of a batch: images cut out by their masks, if it is a classifier of foregrounds.
+
+    Attackers may then change every pixel of what is shown, the blanked ones too.
+
+    Raises:
+        UserError: for a batch without the masks that are needed.
+    """
+    for part in model.modules():
+        if isinstance(part, ForegroundClassifier):
+            given = tuple(tensor for tensor in batch if tensor is not None)
+            return as_batch(part.on_after_batch_transfer(given, 0))
+    return batch
 
 
 def evaluating(model: nn.Module) -> nn.Module:
@@ -125,7 +141,7 @@ def checkpoint_model(path: str, data: ImageDataModule) -> tuple[nn.Module, str]:
         )
     name = f"{cls.__name__} ({module.hparams.get('network') or type(module.network).__name__})"
     # a network alone is what attacks need; a subclass may do more around it
-    plain = cls.forward is ImageClassifier.forward
+    plain = cls.forward is ImageClassifier.forward and not issubclass(cls, ForegroundClassifier)
     return (module.network.eval() if plain else module), name
 
 

@@ -13,10 +13,12 @@ from torch import nn
 
 import lightning_robust.cli.audit as command
 from lightning_robust.audit import BUDGETS
+from lightning_robust.batch import Batch
 from lightning_robust.cli import main
-from lightning_robust.cli.audit_models import FixedBatch, normalization_in
+from lightning_robust.cli.audit_models import FixedBatch, normalization_in, shown
 from lightning_robust.errors import UserError
 from lightning_robust.models import create_network
+from lightning_robust.modules import ForegroundClassifier
 
 Program = Callable[..., Any]
 
@@ -256,6 +258,20 @@ def test_a_checkpoint_of_other_classes(program: Program, run: Path) -> None:
     assert (
         "has 10 classes and Digits has 3" in program("audit", "--ckpt", checkpoint, "--data.classes", "[1,2,3]").error
     )
+
+
+def test_a_classifier_of_foregrounds_is_shown_foregrounds() -> None:
+    images, labels = torch.rand(6, 1, 8, 8), torch.arange(6)
+    masks = torch.rand(6, 1, 8, 8) > 0.5
+    module = ForegroundClassifier("digits_cnn", 10, (1, 8, 8), masks="given").eval()
+    cut = shown(module, Batch(images, labels, masks))
+    torch.testing.assert_close(cut.images, images * masks, rtol=0, atol=0)
+    assert torch.equal(cut.labels, labels)
+    with pytest.raises(UserError, match="needs masks"):
+        shown(module, Batch(images, labels))
+    whole = ForegroundClassifier("digits_cnn", 10, (1, 8, 8), masks="missing").eval()
+    assert torch.equal(shown(whole, Batch(images, labels, masks)).images, images)
+    assert torch.equal(shown(nn.Flatten(), Batch(images, labels, masks)).images, images)
 
 
 def test_as_a_callback_of_a_test_run(program: Program, weights: Path, folder: Path) -> None:
