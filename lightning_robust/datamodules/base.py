@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
+from math import isnan
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -334,8 +335,9 @@ def _check_images(source: TensorSource, name: str) -> None:
         raise UserError(f"{name} has {len(source.images)} images and {len(source.labels)} labels.")
     if source.images.is_floating_point():
         low, high = (float(bound) for bound in torch.aminmax(source.images))
-        # Written so that NaN fails too.
-        if not (low >= 0 and high <= 1):
+        if isnan(low) or isnan(high):
+            raise UserError(f"{name} has pixels that are NaN: mend or remove those images.")
+        if low < 0 or high > 1:
             raise UserError(
                 f"{name} has pixels from {low:.4g} to {high:.4g}, outside [0, 1]: scale float images to [0, 1] without "
                 "normalisation (the model normalises), or give uint8."
