@@ -7,10 +7,7 @@ whole images X or on foregrounds X_fg, naturally (N) or adversarially (A). Print
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +18,7 @@ from matplotlib.figure import Figure
 from lightning_robust.errors import UserError
 from lightning_robust.report.accuracy_matrices import AccuracyMatrix, accuracy_matrices
 from lightning_robust.report.figures import save_figure
+from lightning_robust.report.several_runs import results_of, runs_parser, said_in_a_line
 from lightning_robust.report.tables import print_table, write_csv
 
 #: Natural and PGD accuracy by training and data (VGG-19; ε, steps and image size are in no text that could be found).
@@ -71,7 +69,7 @@ def summarize(runs: Sequence[str | Path], *, name: str = "foreground", stage: st
     """
     rows: dict[tuple[int, int], dict[str, Any]] = {}
     for run in runs:
-        found = _results(Path(run), f"{stage}/{name}/")
+        found = _results(run, f"{stage}/{name}/")
         key = int(found["adversarial"]), int(found["own_view"])
         if key in rows:
             raise UserError(
@@ -108,14 +106,8 @@ def summarize(runs: Sequence[str | Path], *, name: str = "foreground", stage: st
     return [rows[key] for key in sorted(rows)]
 
 
-def _results(run: Path, start: str) -> dict[str, float]:
-    file = run / "results.json" if run.is_dir() else run
-    if not file.is_file():
-        raise UserError(f"{run} is no run: give folders that hold a results.json")
-    try:
-        results = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:
-        raise UserError(f"{file} is broken: it holds no JSON") from None
+def _results(run: str | Path, start: str) -> dict[str, float]:
+    file, results = results_of(run)
     found = {
         what.removeprefix(start): float(value)
         for what, value in results.items()
@@ -231,22 +223,18 @@ def main(words: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: with status 2 after a mistake in the user's input.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m lightning_robust.report.foreground",
-        description="Make the table of foreground masks from runs of study/foreground.",
+    parser = runs_parser(
+        "lightning_robust.report.foreground",
+        "Make the table of foreground masks from runs of study/foreground.",
+        each="training and data",
+        out="foreground_study",
+        name="foreground",
     )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run, one for each training and data")
-    parser.add_argument("--out", default="foreground_study", help="folder for tables and figure (default: %(default)s)")
     parser.add_argument("--paper", choices=tuple(PUBLISHED), help="published numbers to stand beside ours")
-    parser.add_argument("--name", default="foreground", help="the study's name (default: %(default)s)")
-    parser.add_argument("--stage", default="test", choices=("test", "val"), help="default: %(default)s")
     given = parser.parse_args(words)
-    try:
+    with said_in_a_line():
         rows = summarize(given.runs, name=given.name, stage=given.stage)
         files = write(rows, Path(given.out), given.paper)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
     print_table("Foreground masks (X: whole images, X_fg: foregrounds; N, A: training)", printed(rows, given.paper))
     for file in files:
         print(f"  {file}")

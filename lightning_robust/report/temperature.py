@@ -6,10 +6,7 @@ another temperature. Draws success against T and the amplitudes of the gradients
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +15,7 @@ from lightning_robust.errors import UserError
 from lightning_robust.metrics.gradient_amplitude import RANGE_NAMES
 from lightning_robust.report.distillation import gradient_ranges, success_against_temperature
 from lightning_robust.report.figures import save_figure
+from lightning_robust.report.several_runs import results_of, runs_parser, said_in_a_line
 from lightning_robust.report.tables import print_table, write_csv
 
 _ATTACKS = ("jsma", "fgsm", "pgd", "cw")
@@ -52,14 +50,7 @@ def summarize(runs: Sequence[str | Path], *, name: str = "distillation", stage: 
     """
     rows: dict[float, dict[str, Any]] = {}
     for run in runs:
-        file = Path(run)
-        file = file / "results.json" if file.is_dir() else file
-        if not file.is_file():
-            raise UserError(f"{run} is no run: give folders that hold a results.json")
-        try:
-            results = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError:
-            raise UserError(f"{file} is broken: it holds no JSON") from None
+        file, results = results_of(run)
         temperature = results.get(f"{stage}/{name}/temperature")
         if temperature is None:
             raise UserError(
@@ -152,23 +143,17 @@ def main(words: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: with status 2 after a mistake in the user's input.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m lightning_robust.report.temperature",
-        description="Draw the temperature study of defensive distillation from runs of study/distillation.",
+    parser = runs_parser(
+        "lightning_robust.report.temperature",
+        "Draw the temperature study of defensive distillation from runs of study/distillation.",
+        each="temperature",
+        out="temperature_study",
+        name="distillation",
     )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run, one for each temperature")
-    parser.add_argument(
-        "--out", default="temperature_study", help="folder for table and figures (default: %(default)s)"
-    )
-    parser.add_argument("--name", default="distillation", help="the study's name (default: %(default)s)")
-    parser.add_argument("--stage", default="test", choices=("test", "val"), help="default: %(default)s")
     given = parser.parse_args(words)
-    try:
+    with said_in_a_line():
         rows = summarize(given.runs, name=given.name, stage=given.stage)
         files = write(rows, Path(given.out))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
     print_table("Defensive distillation against the temperature (/T: on logits divided by T)", printed(rows))
     for file in files:
         print(f"  {file}")
