@@ -44,7 +44,7 @@ AT_ONCE = 100  # images that the curve attacks at a time
 
 def cost(images: Path, weights: Path) -> dict[str, Any]:
     """One pass of this process."""
-    warnings.filterwarnings("ignore")
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # none are wanted: they cost memory
     module = ImageClassifier.load_from_checkpoint(weights)
     data = Arrays(test=str(images), layout="NCHW", num_workers=0)
     trainer = pl.Trainer(
