@@ -54,3 +54,10 @@ class AttackProgress(RichProgressBar):
             plain = self._plain.setdefault(task, shown.description)
             self.progress.update(task, description=plain.split(" · ")[0] + suffix)
         self.refresh()
+
+
+def end_bar(trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
+    """Take the trainer's bar down before a table is printed: a live one would be drawn once more, below it."""
+    bar = trainer.progress_bar_callback
+    if bar is not None:
+        bar.teardown(trainer, module, stage)

@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_robust.attacks import ThreatModel
 from lightning_robust.audit import AuditResult, BudgetName, Estimate, Share, audit, budget_of, spoken
 from lightning_robust.batch import Batch
-from lightning_robust.callbacks.attack_progress import AttackProgress
+from lightning_robust.callbacks.attack_progress import AttackProgress, end_bar
 from lightning_robust.callbacks.first_images import FirstImages
 from lightning_robust.callbacks.measurement import (
     log,
@@ -175,7 +175,5 @@ class Audit(FirstImages):
         result, self._stage = (self.result if self._stage else None), ""
         if result is None or not trainer.is_global_zero:
             return
-        bar = trainer.progress_bar_callback
-        if bar is not None:  # a live bar would be drawn once more, below the table
-            bar.teardown(trainer, pl_module, stage)
+        end_bar(trainer, pl_module, stage)
         print_audit(result.to_plain())

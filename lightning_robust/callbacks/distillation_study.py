@@ -13,7 +13,7 @@ from lightning_robust.attacks import CW, FGSM, JSMA, PGD, Attack, accelerate
 from lightning_robust.attacks.adaptive import Temperature
 from lightning_robust.attacks.context import Model
 from lightning_robust.batch import Batch
-from lightning_robust.callbacks.attack_progress import AttackProgress
+from lightning_robust.callbacks.attack_progress import AttackProgress, end_bar
 from lightning_robust.callbacks.distillation_report import Findings, print_study, rows_of_attacks, rows_of_ranges
 from lightning_robust.callbacks.distillation_runs import PairRuns, saliency_runs
 from lightning_robust.callbacks.first_images import FirstImages
@@ -251,7 +251,5 @@ class DistillationStudy(FirstImages):
         report, self._report = self._report, None
         if report is None:
             return
-        bar = trainer.progress_bar_callback
-        if bar is not None:  # a live bar would be drawn once more, below the table
-            bar.teardown(trainer, pl_module, stage)
+        end_bar(trainer, pl_module, stage)
         print_study(report)

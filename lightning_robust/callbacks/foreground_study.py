@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lightning_robust.attacks import PGD, Attack, AutoAttack
 from lightning_robust.batch import Batch
 from lightning_robust.callbacks.adversarial_accuracy import Acceleration, Search
-from lightning_robust.callbacks.attack_progress import AttackProgress
+from lightning_robust.callbacks.attack_progress import AttackProgress, end_bar
 from lightning_robust.callbacks.first_images import FirstImages
 from lightning_robust.callbacks.foreground_views import (
     HELD,
@@ -283,9 +283,7 @@ class ForegroundStudy(FirstImages):
         found, self._rows = self._rows, None
         if found is None:
             return
-        bar = trainer.progress_bar_callback
-        if bar is not None:  # a live bar would be drawn once more, below the table
-            bar.teardown(trainer, pl_module, stage)
+        end_bar(trainer, pl_module, stage)
         shown = [
             {
                 "view": row["view"] + (" (its own)" if row["view"] == self._own else ""),

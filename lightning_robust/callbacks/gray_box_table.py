@@ -15,7 +15,7 @@ from lightning_robust.batch import Batch
 from lightning_robust.callbacks import gray_box_report as report
 from lightning_robust.callbacks.adversarial_accuracy import Acceleration
 from lightning_robust.callbacks.attack_cost import cost_rows, warning
-from lightning_robust.callbacks.attack_progress import AttackProgress
+from lightning_robust.callbacks.attack_progress import AttackProgress, end_bar
 from lightning_robust.callbacks.first_images import FirstImages
 from lightning_robust.callbacks.gray_box_cost import tasks
 from lightning_robust.callbacks.gray_box_report import Plan
@@ -239,7 +239,5 @@ class GrayBoxTable(FirstImages):
         rows, self._rows = self._rows, None
         if rows is None:
             return
-        bar = trainer.progress_bar_callback
-        if bar is not None:  # a live bar would be drawn once more, below the table
-            bar.teardown(trainer, pl_module, stage)
+        end_bar(trainer, pl_module, stage)
         report.print_rows(rows[1], rows[0])

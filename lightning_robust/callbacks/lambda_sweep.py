@@ -13,7 +13,7 @@ from torchmetrics.image import PeakSignalNoiseRatio
 
 from lightning_robust.attacks import attacking
 from lightning_robust.batch import Batch
-from lightning_robust.callbacks.attack_progress import AttackProgress
+from lightning_robust.callbacks.attack_progress import AttackProgress, end_bar
 from lightning_robust.callbacks.measurement import (
     Measurement,
     image_size,
@@ -185,9 +185,7 @@ class LambdaSweep(Measurement):
         rows, self._rows = self._rows, None
         if rows is None:
             return
-        bar = trainer.progress_bar_callback
-        if bar is not None:  # a live bar would be drawn once more, below the table
-            bar.teardown(trainer, pl_module, stage)
+        end_bar(trainer, pl_module, stage)
         shown = [
             {
                 "λ": f"{row['lam']:g}",

@@ -13,7 +13,7 @@ from lightning_robust.attacks.base import expand_mask
 from lightning_robust.attacks.randomness import image_keys, mix_seed, uniform
 from lightning_robust.batch import Batch
 from lightning_robust.callbacks.adversarial_accuracy import Acceleration, Search
-from lightning_robust.callbacks.attack_progress import AttackProgress
+from lightning_robust.callbacks.attack_progress import AttackProgress, end_bar
 from lightning_robust.callbacks.first_images import FirstImages
 from lightning_robust.callbacks.measurement import (
     attack_mask,
@@ -239,9 +239,7 @@ class MaskedPGD(FirstImages):
         rows, self._rows = self._rows, None
         if rows is None:
             return
-        bar = trainer.progress_bar_callback
-        if bar is not None:  # a live bar would be drawn once more, below the table
-            bar.teardown(trainer, pl_module, stage)
+        end_bar(trainer, pl_module, stage)
         shown = [
             {
                 "p": f"{row['p']:g} %",

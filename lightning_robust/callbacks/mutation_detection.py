@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_robust.attacks import EOT, Attack
 from lightning_robust.batch import Batch
 from lightning_robust.callbacks.adversarial_accuracy import Acceleration, Search
-from lightning_robust.callbacks.attack_progress import AttackProgress
+from lightning_robust.callbacks.attack_progress import AttackProgress, end_bar
 from lightning_robust.callbacks.measurement import (
     Measurement,
     attack_mask,
@@ -280,9 +280,7 @@ class MutationDetection(Measurement):
         report, self._report = self._report, None
         if report is None:
             return
-        bar = trainer.progress_bar_callback
-        if bar is not None:  # a live bar would be drawn once more, below the table
-            bar.teardown(trainer, pl_module, stage)
+        end_bar(trainer, pl_module, stage)
         print_study(*report)
 
 

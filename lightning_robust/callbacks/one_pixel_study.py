@@ -15,7 +15,7 @@ from lightning_robust.attacks import Attack
 from lightning_robust.attacks.one_pixel import OnePixel
 from lightning_robust.batch import Batch
 from lightning_robust.callbacks.adversarial_accuracy import Acceleration, Search
-from lightning_robust.callbacks.attack_progress import AttackProgress
+from lightning_robust.callbacks.attack_progress import AttackProgress, end_bar
 from lightning_robust.callbacks.measurement import (
     Measurement,
     attack_mask,
@@ -308,9 +308,7 @@ class OnePixelStudy(Measurement):
         report, self._report = self._report, None
         if report is None:
             return
-        bar = trainer.progress_bar_callback
-        if bar is not None:  # a live bar would be drawn once more, below the table
-            bar.teardown(trainer, pl_module, stage)
+        end_bar(trainer, pl_module, stage)
         print_rates(*report)
 
 

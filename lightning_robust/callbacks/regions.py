@@ -13,7 +13,7 @@ from torch import Tensor
 from lightning_robust.attacks import FGSM, Attack
 from lightning_robust.batch import Batch
 from lightning_robust.callbacks import regions_report as report
-from lightning_robust.callbacks.attack_progress import AttackProgress
+from lightning_robust.callbacks.attack_progress import AttackProgress, end_bar
 from lightning_robust.callbacks.measurement import (
     Measurement,
     attack_mask,
@@ -255,7 +255,5 @@ class RegionMaps(Measurement):
         rows, self._rows = self._rows, None
         if rows is None:
             return
-        bar = trainer.progress_bar_callback
-        if bar is not None:  # a live bar would be drawn once more, below the table
-            bar.teardown(trainer, pl_module, stage)
+        end_bar(trainer, pl_module, stage)
         report.print_rows(*rows)

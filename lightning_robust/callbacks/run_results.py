@@ -12,6 +12,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from rich.console import Console
 from rich.table import Table
 
+from lightning_robust.callbacks.attack_progress import end_bar
 from lightning_robust.callbacks.interruption import Interruption
 from lightning_robust.callbacks.measurement import run_folder
 from lightning_robust.callbacks.partial_results import partial_results
@@ -95,9 +96,7 @@ class RunResults(pl.Callback):
         told, self._to_report = self._to_report, None
         if told is None:
             return
-        bar = trainer.progress_bar_callback
-        if bar is not None:  # a live bar would be drawn once more, below the table
-            bar.teardown(trainer, pl_module, stage)
+        end_bar(trainer, pl_module, stage)
         self._report(trainer, told)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
