@@ -20,7 +20,7 @@ from _common import common_arguments, console, load_images, machine, print_table
 from PIL import Image
 from torch import Tensor, nn
 
-from lightning_robust.audit import BUDGETS, CheckResult, Estimate, audit, spoken
+from lightning_robust.audit import BUDGETS, Estimate, audit, spoken
 
 
 class Unmoved(nn.Module):
@@ -85,12 +85,16 @@ def measured(model: nn.Module, images: Tensor, labels: Tensor, args: argparse.Na
     clock = [time.perf_counter(), time.process_time()]
     rows: list[dict[str, Any]] = []
 
-    def checked(check: CheckResult) -> None:
+    def note(what: str, outcome: str) -> None:
         now = [time.perf_counter(), time.process_time()]
         wall, cpu = (after - before for after, before in zip(now, clock, strict=True))
         clock[:] = now
-        rows.append({"check": check.title, "outcome": check.outcome, "wall_s": wall, "cpu_s": cpu})
-        console.print(f"{check.title}: {spoken(wall)}")
+        rows.append({"check": what, "outcome": outcome, "wall_s": wall, "cpu_s": cpu})
+        console.print(f"{what}: {spoken(wall)}")
+
+    def begin(expected: Estimate) -> None:
+        told.append(expected)
+        note("Clean images, and how long it will take", "")
 
     begun = list(clock)
     audit(
@@ -99,8 +103,8 @@ def measured(model: nn.Module, images: Tensor, labels: Tensor, args: argparse.Na
         labels,
         eps=args.eps,
         budget=args.budget,
-        on_estimate=told.append,
-        on_check=checked,
+        on_estimate=begin,
+        on_check=lambda check: note(check.title, check.outcome),
     )
     bounds = dict(told[0].rows)
     for row in rows:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import operator
 import time
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
+from lightning_robust.attacks.context import Model
 from lightning_robust.attacks.losses import cross_entropy
 from lightning_robust.audit import adaptive
 from lightning_robust.audit.budgets import Budget
@@ -14,6 +17,7 @@ from lightning_robust.audit.checks import CHECKS, Passes
 from lightning_robust.audit.subject import Subject
 
 _WARM, _TIMED = 1, 2
+_EXACT = 32  # images that float64 is timed with
 
 
 @dataclass(frozen=True)
@@ -24,11 +28,15 @@ class Estimate:
         rows: name of each check, and its seconds.
         forward: seconds that an image takes forward.
         gradient: seconds that it takes forward and backward.
+        exact_forward: the same in float64, in which gradients are held against finite differences.
+        exact_gradient: the same in float64.
     """
 
     rows: list[tuple[str, float]]
     forward: float
     gradient: float
+    exact_forward: float
+    exact_gradient: float
 
     @property
     def total(self) -> float:
@@ -45,16 +53,26 @@ def estimate(subject: Subject, budget: Budget, random: bool = False) -> Estimate
         random: also count the averages of adaptive attacks on a random model.
     """
     images, labels = subject.images[: subject.batch_size], subject.labels[: subject.batch_size]
-    model = subject.searched
-    forward = _timed(lambda: subject.answers(images, model)) / len(images)
-    gradient = _timed(lambda: subject.gradients(model, images, labels, cross_entropy)) / len(images)
+    forward, gradient = _both(subject, subject.searched, images, labels)
+    double = subject.in_double()
+    exact_forward, exact_gradient = forward, gradient
+    if double is not None:
+        exact_forward, exact_gradient = _both(subject, double, images[:_EXACT].double(), labels[:_EXACT])
     own = len(subject.images) / max(subject.total, 1)
     passes: list[tuple[str, Passes]] = [(check.title, check.cost(budget, subject.total)) for check in CHECKS]
     extra = adaptive.cost(budget, subject.total, random)
     if extra != Passes():
         passes.append(("Adaptive attacks and AutoAttack", extra))
-    rows = [(title, own * (asked.forward * forward + asked.gradient * gradient)) for title, asked in passes]
-    return Estimate(rows, forward, gradient)
+    seconds = Passes(forward, gradient, exact_forward, exact_gradient)
+    rows = [(title, own * sum(map(operator.mul, asked, seconds))) for title, asked in passes]
+    return Estimate(rows, *seconds)
+
+
+def _both(subject: Subject, model: Model, images: Tensor, labels: Tensor) -> tuple[float, float]:
+    """Seconds that an image takes forward, and forward and backward."""
+    forward = _timed(lambda: subject.answers(images, model))
+    gradient = _timed(lambda: subject.gradients(model, images, labels, cross_entropy))
+    return forward / len(images), gradient / len(images)
 
 
 def _timed(function: object) -> float:

@@ -89,9 +89,16 @@ def audit(
     _ = threat_model.ball
     if threat_model.radius == 0:
         raise UserError("eps=0 leaves nothing to audit: give a budget such as 8/255")
-    check_images(images)
-    threat_model.check_images(images)
-    _check_labels(images, labels)
+    mistake = None
+    try:
+        if share is not None and share.together and len(images) == 0:
+            raise UserError("a device has no image to audit: give at least as many images as there are devices")
+        check_images(images)
+        threat_model.check_images(images)
+        _check_labels(images, labels)
+    except UserError as error:
+        mistake = error
+    (share or Share.of_all(len(images))).agree(mistake)
     devices = [images.device] if images.device.type == "cuda" else []
     # tensors made in inference mode could not be differentiated through; a model that draws from torch's generator
     # does so by the audit's seed, and leaves the user's state as it was

@@ -6,6 +6,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from lightning_robust.errors import UserError
+
 
 class Share:
     """One process's part of the images; decisions are made on what all processes have gathered, alike on each.
@@ -52,6 +54,22 @@ class Share:
             wanted: ``(total,)`` bool.
         """
         return wanted[self.places].nonzero()[:, 0]
+
+    def agree(self, mistake: UserError | None) -> None:
+        """Raise on every process what one of them met; alone, it would leave the others waiting for it.
+
+        Args:
+            mistake: what this process met.
+
+        Raises:
+            UserError: the first that any process met.
+        """
+        if mistake is not None and not self.together:
+            raise mistake
+        met = self._all(None if mistake is None else (str(mistake), mistake.non_finite)) if self.together else []
+        for found in met:
+            if found is not None:
+                raise UserError(found[0], non_finite=found[1]) from mistake
 
     def sum(self, value: float) -> float:
         """The sum of the processes' numbers."""

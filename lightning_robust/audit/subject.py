@@ -92,9 +92,15 @@ class Subject:
         self._progress = progress
         self._fast: Model | None = None
         self.told("clean images", 0)
-        logits = self.answers(self.images)
-        if bool(logits.isnan().any()):
-            raise UserError("the model gave NaN for clean images: its weights or its input are broken", non_finite=True)
+        logits, mistake = torch.zeros(0), None
+        try:
+            logits = self.answers(self.images)
+            if bool(logits.isnan().any()):
+                what = "the model gave NaN for clean images: its weights or its input are broken"
+                mistake = UserError(what, non_finite=True)
+        except UserError as error:
+            mistake = error
+        self.share.agree(mistake)
         self.classes = logits.shape[1]
         self.logits = self.share.gather(logits)
         self.right = self.share.gather(logits.argmax(1) == self.labels)

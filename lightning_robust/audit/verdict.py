@@ -44,7 +44,9 @@ def sentence_of(
     )
     passed = sum(check.outcome == "pass" for check in checks)
     if verdict == "trusted":
-        return f"Trust it: {number}; {passed} checks found no sign of masked gradients."
+        skipped = [check.title[0].lower() + check.title[1:] for check in checks if check.outcome == "skipped"]
+        without = f" (not made: {', '.join(skipped)})" if skipped else ""
+        return f"Trust it: {number}; {passed} checks found no sign of masked gradients{without}."
     if verdict == "masked":
         reasons = [check.reason for check in checks if check.outcome == "flag"]
         shown = list(dict.fromkeys(reasons))

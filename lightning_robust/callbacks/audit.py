@@ -101,8 +101,13 @@ class Audit(FirstImages):
     def publish(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
         """Audit on every rank, log on every rank, write on rank zero."""
         batches, self._batches = self._batches, []
-        images = torch.cat([images for images, _ in batches]).to(module.dtype)
-        labels = torch.cat([labels for _, labels in batches])
+        images, labels = (
+            torch.zeros(0, 1, 1, 1),
+            torch.zeros(0, dtype=torch.int64),
+        )  # a mistake, which all ranks are told
+        if batches:
+            images = torch.cat([images for images, _ in batches]).to(module.dtype)
+            labels = torch.cat([labels for _, labels in batches])
         places = trainer.global_rank + trainer.world_size * torch.arange(len(images))
         bar = AttackProgress.of(trainer)
 

@@ -10,8 +10,9 @@ import torch
 from audit_cases import EPS, SHORT, Digit
 from torch import nn
 
-from lightning_robust.attacks import PGD
-from lightning_robust.audit import AuditResult, audit
+from lightning_robust.attacks import PGD, ThreatModel
+from lightning_robust.audit import AuditResult, CheckResult, audit
+from lightning_robust.audit.verdict import sentence_of
 
 
 def of(model: nn.Module, digits: Digit) -> AuditResult:
@@ -144,3 +145,16 @@ def test_few_images_are_not_enough_evidence(robust: nn.Module, digits: Digit) ->
     assert result.verdict == "not_enough_evidence"
     assert "run --budget standard" in result.sentence
     assert "too few" in result.check("differentiable").text
+
+
+def test_what_was_not_made_is_named() -> None:
+    made, skipped = (
+        CheckResult(
+            name="x", title=title, outcome=outcome, figure=None, text="", rule="", source="", mend="", seconds=0
+        )  # type: ignore[arg-type]
+        for title, outcome in (("One thing", "pass"), ("Attacks on another model fail", "skipped"))
+    )
+    said = {"threat_model": ThreatModel("linf", 0.1), "robust_accuracy": 0.5, "interval": (0.4, 0.6), "images": 100}
+    both = sentence_of("trusted", [made, skipped], budget="quick", **said)  # type: ignore[arg-type]
+    assert "; 1 checks found no sign of masked gradients (not made: attacks on another model fail)." in both
+    assert "not made" not in sentence_of("trusted", [made], budget="quick", **said)  # type: ignore[arg-type]

@@ -101,6 +101,18 @@ def test_two_processes_find_what_one_finds(model: Make, digits: Make, trainer: M
     ]
 
 
+def test_a_mistake_that_one_process_meets_ends_all(model: Make, digits: Make, trainer: Make) -> None:
+    data, module = digits(), model()
+    marked = float(data.dataset("test").__getitems__([1]).images.sum())
+
+    def breaks(_: nn.Module, given: tuple[torch.Tensor, ...], logits: torch.Tensor) -> torch.Tensor:
+        return torch.where((given[0].flatten(1).sum(1) == marked)[:, None], torch.nan, logits)
+
+    module.register_forward_hook(breaks)
+    with pytest.raises(Exception, match="the model gave NaN for clean images"):
+        trainer(short(limit_images=20), devices=2).test(module, datamodule=data, verbose=False)
+
+
 def test_a_defense_is_audited_around_the_model(model: Make, digits: Make, trainer: Make) -> None:
     callback = short(defense=PixelShift(), eps=0.02)
     trainer(callback).test(model(), datamodule=digits(), verbose=False)

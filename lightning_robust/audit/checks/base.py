@@ -22,10 +22,12 @@ DISTILLED = "Carlini & Wagner, arXiv 1607.04311"
 
 
 class Passes(NamedTuple):
-    """Images that go through the model forward, and forward and backward."""
+    """Images that go through the model forward, and forward and backward; ``exact`` ones in float64."""
 
     forward: float = 0
     gradient: float = 0
+    exact_forward: float = 0
+    exact_gradient: float = 0
 
 
 @dataclass

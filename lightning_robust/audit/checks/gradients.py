@@ -174,7 +174,9 @@ ZERO_GRADIENTS = Check(
     reason="they vanish: the cross-entropy saturates and its gradient underflows to zero",
     mend="attack the logits: a loss that does not hang on their scale (margin, DLR, rescaled), or float64",
     look=_zero_gradients,
-    cost=lambda budget, images: Passes(gradient=5 * min(budget.probes, images)),
+    cost=lambda budget, images: Passes(
+        gradient=2 * min(budget.probes, images), exact_gradient=min(budget.probes, images)
+    ),
 )
 
 DIFFERENTIABLE = Check(
@@ -187,8 +189,9 @@ DIFFERENTIABLE = Check(
     reason="autograd does not give the model's gradient (a detached or wrongly differentiated part)",
     mend="give the part a backward pass (BPDA: the identity, or a smooth stand-in) and attack through it",
     look=_differentiable,
-    # a pass in float64 takes about two in float32
+    # two sides of each direction; a model with steps is looked at from farther off, too
     cost=lambda budget, images: Passes(
-        forward=2 * 2 * (budget.directions + 1) * min(budget.probes, images), gradient=2 * min(budget.probes, images)
+        exact_forward=(1 + 2 * (budget.directions + 1)) * min(budget.probes, images),
+        exact_gradient=min(budget.probes, images),
     ),
 )
