@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -11,19 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_lightning.cli import LightningArgumentParser
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor, nn
 
-from lightning_robust.attacks import parse_number
 from lightning_robust.audit import EXIT_STATUS, AuditResult, CheckResult, Estimate, audit, budget_of, spoken
 from lightning_robust.audit.subject import Progress as Told
 from lightning_robust.batch import as_batch
-from lightning_robust.cli.audit_models import Given, checkpoint_model, evaluating, load_model, run_config, shown
+from lightning_robust.cli.audit_models import checkpoint_model, evaluating, load_model, shown
+from lightning_robust.cli.audit_options import Given, audit_parser, checked, with_data
 from lightning_robust.cli.messages import located, users_mistake
 from lightning_robust.cli.noise import quiet
-from lightning_robust.cli.parser import RobustParser
 from lightning_robust.cli.sources import sources
 from lightning_robust.datamodules import ImageDataModule
 from lightning_robust.datamodules.dataset import collate
@@ -32,16 +29,6 @@ from lightning_robust.errors import UserError
 from lightning_robust.loggers import RunLogger
 from lightning_robust.report import save_figure, write_csv
 from lightning_robust.report.audit import audit_figures, check_rows, print_audit
-
-_STATUS = ", ".join(f"{status} {verdict.replace('_', ' ')}" for verdict, status in EXIT_STATUS.items())
-
-
-class AuditParser(RobustParser):
-    """The parser of this command alone."""
-
-    def _roots(self, command: str) -> dict[str, Any]:
-        roots: dict[str, Any] = {name.partition(".")[0]: Any for name in self._options(command)}
-        return roots | {"data": ImageDataModule, "defense": Defense}
 
 
 def run_audit(words: list[str]) -> int:
@@ -57,9 +44,9 @@ def run_audit(words: list[str]) -> int:
         UserError: for every mistake of the user.
     """
     with quiet(), _as_arguments(words):
-        parser = _parser()
-        given = parser.parse_args(_with_data(words)[1:])
-        settings = _checked(given)
+        parser = audit_parser()
+        given = parser.parse_args(with_data(words)[1:])
+        settings = checked(given)
         try:
             made = parser.instantiate_classes(given)
         except Exception as error:
@@ -70,93 +57,6 @@ def run_audit(words: list[str]) -> int:
         result, folder = _audit(settings, made.data, made.defense)
         _keep(result, folder)
     return EXIT_STATUS[result.verdict]
-
-
-def _parser() -> LightningArgumentParser:
-    parser = AuditParser(
-        prog="lightning-robust audit",
-        description="Finds out whether a model's robust accuracy can be trusted: named checks, adaptive attacks on "
-        f"what they find, a verdict. Ends with status {_STATUS} (2: a mistake in the input).",
-        default_env=False,
-        allow_abbrev=False,
-    )
-    model = parser.add_argument_group("the model: one of these")
-    model.add_argument("--ckpt", help="a checkpoint of a run of this program; its run's config names the data")
-    model.add_argument("--network", help="a network by name: an own one, timm/NAME or torchvision/NAME")
-    model.add_argument("--program", help="an exported program (torch.export.save), a .pt2 file")
-    model.add_argument("--module", help="an nn.Module, or what makes one: package.module:name or file.py:name")
-    more = parser.add_argument_group("of the model")
-    more.add_argument("--weights", help="with --network: a state dict, also one in RobustBench's style")
-    more.add_argument("--pretrained", type=bool, default=False, help="with --network: its published weights")
-    more.add_argument("--network_args", type=dict[str, Any], default={}, help="with --network: its options")
-    more.add_argument(
-        "--normalization",
-        help="what the model expects and does not do itself: imagenet, cifar10, cifar100, mnist, none",
-    )
-    parser.add_subclass_arguments(
-        ImageDataModule,
-        "data",
-        required=False,
-        help="the data module, as in the other commands; by default that of the checkpoint's run",
-    )
-    parser.add_subclass_arguments(
-        Defense, "defense", required=False, skip={"model"}, help="a defense to put around the model"
-    )
-    what = parser.add_argument_group("what is asked")
-    what.add_argument("--eps", type=float | str, default="8/255", help="budget in pixel units of [0, 1]")
-    what.add_argument("--norm", default="linf", help="linf, l2 or l1")
-    what.add_argument("--budget", default="quick", help="quick, standard or full (with AutoAttack)")
-    what.add_argument("--images", type=int | None, help="how many; by default 500 (quick) or 1000, drawn by the seed")
-    what.add_argument("--split", default="test", help="train, val or test")
-    what.add_argument("--surrogate", help="a checkpoint of another model of the data, to make images on")
-    what.add_argument("--seed", type=int, default=0, help="of all random numbers")
-    what.add_argument("--batch_size", type=int, default=128, help="images that are attacked at a time")
-    what.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, …")
-    what.add_argument("--name", help="name of the model in the results")
-    what.add_argument("--output", help="folder of audit.json; by default the checkpoint's run, else a new one in runs/")
-    return parser
-
-
-def _with_data(words: list[str]) -> list[str]:
-    """Put the data of the checkpoint's run before what the user says of it."""
-    said = [(source.path, source.node) for source in sources(words)]
-    named = {path[0] for path, _ in said if path}
-    if ("data",) in [path for path, _ in said] or "ckpt" not in named:
-        return words
-    checkpoint = next(str(node.value) for path, node in said if path == ("ckpt",))
-    known = run_config(checkpoint)
-    if not known or "data" not in known:
-        raise UserError(
-            f"--ckpt {checkpoint}: no config.yaml of its run lies beside it, so its data is not known: give --data "
-            "NAME (--data.root DIR, …)"
-        )
-    return [words[0], f"--data={json.dumps(known['data'])}", *words[1:]]
-
-
-def _checked(given: Any) -> Given:
-    """What can be said before anything is loaded."""
-    named = [name for name in ("ckpt", "network", "program", "module") if getattr(given, name) is not None]
-    if len(named) != 1:
-        told = " and ".join(f"--{name}" for name in named) or "none"
-        raise UserError(f"which model? give one of --ckpt, --network, --program and --module ({told} was given)")
-    if given.data is None:
-        raise UserError("which data? give --data NAME, for example --data CIFAR10 --data.root DIR")
-    for name in ("weights", "pretrained"):
-        if getattr(given, name) and given.network is None:
-            raise UserError(f"--{name} belongs to --network: a --{named[0]} brings its own")
-    if given.network is not None and not (given.weights or given.pretrained):
-        raise UserError(
-            f"--network {given.network} alone has random weights: give --weights FILE, or --pretrained true"
-        )
-    if given.split not in ("train", "val", "test"):
-        raise UserError(f"--split {given.split}: choose train, val or test")
-    if given.images is not None and given.images < 1:
-        raise UserError(f"--images {given.images}: at least one, and 73 or more for a check to pass")
-    if given.batch_size < 1:
-        raise UserError(f"--batch_size {given.batch_size}: at least one image")
-    parse_number(given.eps)
-    budget_of(given.budget)
-    return Given(**{name: getattr(given, name) for name in Given.__dataclass_fields__})
 
 
 def _audit(given: Given, data: ImageDataModule, defense: Defense | None) -> tuple[AuditResult, Path]:

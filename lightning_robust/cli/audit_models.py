@@ -6,16 +6,15 @@ import importlib
 import importlib.util
 import logging
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor, nn
 
 import lightning_robust.modules as modules
 from lightning_robust.batch import Batch, as_batch
+from lightning_robust.cli.audit_options import Given, run_config
 from lightning_robust.cli.checkpoints import read_checkpoint
 from lightning_robust.datamodules import ImageDataModule
 from lightning_robust.errors import UserError
@@ -26,31 +25,6 @@ from lightning_robust.modules import ForegroundClassifier, ImageClassifier
 
 # what wrappers that normalise call their numbers
 _MEANS, _STDS = ("mean", "mu", "means"), ("std", "sigma", "stds", "sd")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Given:
-    """What the user says of model, images and budget; see the command's help."""
-
-    ckpt: str | None
-    network: str | None
-    program: str | None
-    module: str | None
-    weights: str | None
-    pretrained: bool
-    network_args: dict[str, Any]
-    normalization: str | None
-    eps: float | str
-    norm: str
-    budget: str
-    images: int | None
-    split: str
-    surrogate: str | None
-    seed: int
-    batch_size: int
-    device: str
-    name: str | None
-    output: str | None
 
 
 def load_model(given: Given, data: ImageDataModule) -> tuple[nn.Module, str]:
@@ -97,18 +71,6 @@ def evaluating(model: nn.Module) -> nn.Module:
 
 
 # -- checkpoints -------------------------------------------------------------------------------------------------------
-
-
-def run_config(checkpoint: str) -> dict[str, Any] | None:
-    """The config of the run that a checkpoint lies in, if it does."""
-    file = Path(checkpoint).resolve().parent.parent / "config.yaml"
-    if not file.is_file():
-        return None
-    try:
-        loaded = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} is no valid YAML: {str(error).splitlines()[0]}") from None
-    return loaded if isinstance(loaded, dict) else None
 
 
 def checkpoint_model(path: str, data: ImageDataModule) -> tuple[nn.Module, str]:
