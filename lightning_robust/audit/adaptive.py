@@ -48,7 +48,9 @@ def plan(subject: Subject, budget: Budget, found: Findings, flagged: Collection[
         ce = PGD(eps=eps, norm=norm, steps=steps, seed=8)
         yield Planned(f"PGD-{steps}, EOT", _averaged(subject, budget, ce), model)
         yield Planned(f"APGD-{steps}, EOT", _averaged(subject, budget, apgd), model)
-    if set(flagged) & {"gradient_free", "random_noise"} or subject.blind:
+    # where no gradient points uphill none is needed: a threshold with a stand-in falls to Square sooner than to PGD
+    aimless = "uphill" in flagged and not subject.random
+    if set(flagged) & {"gradient_free", "random_noise"} or subject.blind or aimless:
         queries = max(1000, 4 * budget.queries)
         yield Planned(f"Square, {queries} queries", Square(eps=eps, norm=norm, queries=queries, seed=9), gradient=False)
     surrogate = found.surrogate if found.surrogate is not None else undefended(subject.model)

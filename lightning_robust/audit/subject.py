@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Sequence
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +15,7 @@ from lightning_robust.attacks.adaptive import EOT, Randomized
 from lightning_robust.attacks.context import Model, attacking, unwrap
 from lightning_robust.attacks.losses import AttackLoss
 from lightning_robust.attacks.randomness import mix_seed
+from lightning_robust.audit.answers import VOTES, asked, judges, unit
 from lightning_robust.audit.result import AttackRow
 from lightning_robust.audit.share import Share
 from lightning_robust.audit.stand_ins import Reseeded
@@ -24,21 +24,7 @@ from lightning_robust.errors import UserError
 Progress = Callable[[str, float], None]
 """Told the name of what runs, and the share of it that is done."""
 
-VOTES = 5
-"""Calls of a random model that say by majority whether an image fools it."""
-
 _SAME = 1e-3  # of logits of length one: what a stand-in may differ by
-
-
-@runtime_checkable
-class Seeded(Protocol):
-    """A random model whose draws hang on the image and a seed; a copy with another seed draws others."""
-
-    seed: int | None
-
-    def with_seed(self, seed: int | None) -> nn.Module:
-        """A copy around the same model."""
-        ...
 
 
 class Subject:
@@ -153,7 +139,7 @@ class Subject:
             UserError: if the model cannot take the images.
         """
         with attacking(self.model if model is None else model) as lent, torch.no_grad():
-            found = torch.cat([_asked(lent, part) for part in images.split(self.batch_size)])
+            found = torch.cat([asked(lent, part) for part in images.split(self.batch_size)])
         self.nan_answers += int(found.isnan().any(1).sum())
         return found
 
@@ -163,14 +149,10 @@ class Subject:
             return self.answers(images).argmax(1) != labels
         with torch.random.fork_rng():
             torch.manual_seed(mix_seed(self.seed, VOTES) % 2**63)
-            votes = torch.stack([self.answers(images, judge).argmax(1) != labels for judge in self._judges()])
+            votes = torch.stack(
+                [self.answers(images, judge).argmax(1) != labels for judge in judges(self.model, self.seed)]
+            )
         return 2 * votes.sum(0) > VOTES
-
-    def _judges(self) -> list[Model]:
-        model = self.model
-        if isinstance(model, Seeded) and model.seed is not None:
-            return [model.with_seed(mix_seed(self.seed, number, VOTES)) for number in range(VOTES)]
-        return [model] * VOTES
 
     def set_random(self) -> None:
         """From now on the majority of fresh draws counts."""
@@ -218,7 +200,7 @@ class Subject:
             return None
         fast = accelerate(self.model)
         some = self.images[: self.batch_size]
-        ours, theirs = _unit(self.answers(some)), _unit(self.answers(some, fast))
+        ours, theirs = unit(self.answers(some)), unit(self.answers(some, fast))
         same = self.share.sum(float((ours - theirs).norm(dim=1).max() > _SAME)) == 0
         return fast if same else None
 
@@ -325,39 +307,3 @@ class Subject:
         """Tell how far something is."""
         if self._progress is not None:
             self._progress(name, min(done, 1.0))
-
-
-def _asked(model: Model, images: Tensor) -> Tensor:
-    try:
-        logits = model(images)
-    except (RuntimeError, ValueError, AssertionError, IndexError, TypeError) as error:
-        if isinstance(error, UserError):
-            raise
-        size = "×".join(map(str, images.shape[1:]))
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(
-            f"the model cannot take these images of {size} (channels, height, width): {reason}; resize them to what it "
-            "was made for with --data.image_size"
-        ) from error
-    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(images):
-        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise UserError(f"the model gave {got} for {len(images)} images: an audit needs logits (N, classes) alone")
-    return logits
-
-
-def _unit(logits: Tensor) -> Tensor:
-    """Logits brought to length one, as AutoAttack compares them."""
-    logits = logits.double()
-    return logits / (logits.norm(dim=1, keepdim=True) + 1e-10)
-
-
-def share_that_differs(answers: Sequence[Tensor], largest: float) -> Tensor:
-    """Whether each image's logits, brought to length one, differ by more than ``largest`` from the first answer.
-
-    Args:
-        answers: two or more of ``(n, K)``.
-        largest: difference that is let pass.
-    """
-    first = _unit(answers[0])
-    away = torch.stack([(first - _unit(other)).norm(dim=1) for other in answers[1:]]).amax(0)
-    return away > largest

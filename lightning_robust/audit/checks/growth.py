@@ -93,5 +93,6 @@ UNBOUNDED = Check(
     mend="find out why no gradient leads away from these images",
     look=_unbounded,
     # few are left for the longer attack
-    cost=lambda budget, images: Passes(gradient=4 * budget.steps * min(budget.sample, images, 200)),
+    # the longer one, on what the first has left
+    cost=lambda budget, images: Passes(gradient=(1 + 2 * 5) * budget.steps * min(budget.sample, images, 200)),
 )

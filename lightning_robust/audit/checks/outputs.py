@@ -6,12 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from lightning_robust.attacks.context import attacking
+from lightning_robust.audit.answers import share_that_differs
 from lightning_robust.audit.budgets import Budget
 from lightning_robust.audit.checks.base import AUTOATTACK, CARLINI, Check, Findings, Passes
 from lightning_robust.audit.result import Seen
 from lightning_robust.audit.stand_ins import Watch
 from lightning_robust.audit.statistics import ALPHA, STRAY, points, tail
-from lightning_robust.audit.subject import Subject, share_that_differs
+from lightning_robust.audit.subject import Subject
 
 _SUM = 1e-3  # that sums of probabilities differ by relatively; AutoAttack's code allows as much
 _DIFFERENCE = 1e-4  # of logits of length one, AutoAttack's

@@ -7,11 +7,12 @@ from torch import Tensor
 
 from lightning_robust.attacks.adaptive import Randomized
 from lightning_robust.attacks.randomness import image_keys, uniform
+from lightning_robust.audit.answers import share_that_differs
 from lightning_robust.audit.budgets import Budget
 from lightning_robust.audit.checks.base import ATHALYE, AUTOATTACK, Check, Findings, Passes
 from lightning_robust.audit.result import Seen
 from lightning_robust.audit.statistics import ALPHA, STRAY, judge, tail
-from lightning_robust.audit.subject import Subject, share_that_differs
+from lightning_robust.audit.subject import Subject
 
 _PASSES = 5  # AutoAttack's
 _DIFFERENCE = 1e-4  # of logits of length one, AutoAttack's
