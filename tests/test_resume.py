@@ -169,20 +169,22 @@ def test_killed_inside_an_epoch_and_resumed(workplace: Path, undisturbed: Path) 
 
 
 @pytest.mark.parametrize(
-    ("hook", "epoch", "batch"),
+    ("sent", "hook", "epoch", "batch"),
     [
-        ("on_train_batch_start", 0, 0),
-        ("on_before_backward", 1, 2),
-        ("on_before_backward", 2, 4),  # in the last batch: the epoch's validation is still to come
-        ("on_validation_batch_start", 1, 1),
+        ("SIGINT", "on_train_batch_start", 0, 0),
+        ("SIGINT", "on_before_backward", 1, 2),
+        ("SIGINT", "on_before_backward", 2, 4),  # in the last batch: the epoch's validation is still to come
+        ("SIGINT", "on_validation_batch_start", 1, 1),
+        ("SIGTERM", "on_before_backward", 1, 2),
+        ("SIGTERM", "on_validation_batch_start", 1, 1),
     ],
 )
 def test_interrupted_and_resumed(
-    workplace: Path, undisturbed: Path, capfd: pytest.CaptureFixture[str], hook: str, epoch: int, batch: int
+    workplace: Path, undisturbed: Path, capfd: pytest.CaptureFixture[str], sent: str, hook: str, epoch: int, batch: int
 ) -> None:
     with pytest.raises(SystemExit) as stopped:
-        fit("stopped", *send("SIGINT", hook, epoch, batch))
-    assert stopped.value.code == 130
+        fit("stopped", *send(sent, hook, epoch, batch))
+    assert stopped.value.code == {"SIGINT": 130, "SIGTERM": 143}[sent]
     told = capfd.readouterr().err
     assert "Traceback" not in told
     folder = workplace / "stopped" / "run" / "version_0"
@@ -214,14 +216,22 @@ def test_a_second_ctrl_c_stops_at_once(workplace: Path, capfd: pytest.CaptureFix
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("hook", "batch"), [("on_before_backward", 2), ("on_validation_batch_start", 0)])
-def test_interrupted_on_two_devices(workplace: Path, hook: str, batch: int) -> None:
+@pytest.mark.parametrize(
+    ("sent", "hook", "batch"),
+    [
+        ("SIGINT", "on_before_backward", 2),
+        ("SIGINT", "on_validation_batch_start", 0),
+        ("SIGTERM", "on_before_backward", 2),
+        ("SIGTERM", "on_validation_batch_start", 0),
+    ],
+)
+def test_interrupted_on_two_devices(workplace: Path, sent: str, hook: str, batch: int) -> None:
     """A terminal sends Ctrl-C to all processes; here each sends it to itself, at the same place."""
     program = [sys.executable, "-m", "lightning_robust", "fit", "--config", "run.yaml", "--trainer.devices", "2"]
     program += ["--trainer.strategy", "ddp"]
     whole = subprocess.run([*program, "--run.root", "whole"], capture_output=True, timeout=300, text=True)
     assert whole.returncode == 0, whole.stderr
-    words = [*program, "--run.root", "stopped", *send("SIGINT", hook, 1, batch)]
+    words = [*program, "--run.root", "stopped", *send(sent, hook, 1, batch)]
     stopped = subprocess.run(words, capture_output=True, timeout=300, text=True)
     folder = workplace / "stopped" / "run" / "version_0"
     checkpoint = folder / "checkpoints" / "interrupted.ckpt"

@@ -1,4 +1,4 @@
-"""Signals: Ctrl-C ends training at a point from which it can go on, SIGTERM also ends an evaluation."""
+"""Signals: Ctrl-C and SIGTERM end training at a point from which it can go on, and an evaluation at once."""
 
 from __future__ import annotations
 
@@ -8,16 +8,19 @@ import threading
 from typing import Any
 
 import pytorch_lightning as pl
+from lightning_fabric.plugins.environments import SLURMEnvironment
 from pytorch_lightning.callbacks import WeightAveraging
 from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 
 class Interruption(pl.Callback):
-    """Lets the running batch of a ``fit`` finish before Ctrl-C ends it, so that a checkpoint can be taken.
+    """Lets the running batch of a ``fit`` finish before Ctrl-C or SIGTERM ends it, so that a checkpoint can be taken.
 
-    Half a step cannot be resumed: the batch would be left out, or stepped on twice. A second Ctrl-C stops at once and
-    without a checkpoint. On several devices all stop after the same training batch.
+    Half a step cannot be resumed: the batch would be left out, or stepped on twice. A second signal stops at once and
+    without a checkpoint. On several devices all stop after the same training batch, and a SIGTERM that reaches the
+    first process alone, as a scheduler's may, is passed on to the others. Under SLURM with requeueing SIGTERM stays
+    Lightning's, which goes by the signal before it.
     :class:`~lightning_robust.callbacks.RunResults` adds this callback at the end of the trainer's list, so that every
     other callback has seen the batch.
 
@@ -27,7 +30,7 @@ class Interruption(pl.Callback):
     """
 
     def __init__(self) -> None:
-        self.asked = False
+        self.asked: signal.Signals | None = None  # the signal that came
         self._point: str | None = None  # where the run stopped: "training" or "validation"
         self._previous: dict[signal.Signals, Any] = {}
         self._trainer: pl.Trainer | None = None
@@ -35,17 +38,27 @@ class Interruption(pl.Callback):
     # -- the signals ---------------------------------------------------------------------------------------------------
 
     def _signalled(self, number: int, frame: Any) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
-        sys.stderr.write("\nCtrl-C: stopping after this batch (again: at once, without a checkpoint)\n")
+        before, self.asked = self.asked, signal.Signals(number)
+        self._pass_on()
+        if before is not None:
+            raise self._end()
+        name = "Ctrl-C" if self.asked is signal.SIGINT else self.asked.name
+        sys.stderr.write(f"\n{name}: stopping after this batch (again: at once, without a checkpoint)\n")
 
     def _terminated(self, number: int, frame: Any) -> None:
-        launcher = None if self._trainer is None else self._trainer.strategy.launcher
+        self.asked = signal.Signals(number)
+        self._pass_on()
         self._release()
-        if launcher is not None:
-            launcher.kill(signal.Signals(number))  # the processes of the other devices
-        raise SIGTERMException
+        raise self._end()
+
+    def _pass_on(self) -> None:
+        """Tell the processes of the other devices, unless a terminal does."""
+        launcher = None if self._trainer is None else self._trainer.strategy.launcher
+        if launcher is not None and self.asked is signal.SIGTERM:
+            launcher.kill(self.asked)
+
+    def _end(self) -> BaseException:
+        return SIGTERMException() if self.asked is signal.SIGTERM else KeyboardInterrupt()
 
     def _take(self, number: signal.Signals, handler: Any) -> None:
         if threading.current_thread() is threading.main_thread():  # no other one may
@@ -59,15 +72,18 @@ class Interruption(pl.Callback):
         self._trainer = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take Ctrl-C over, where it has its usual meaning."""
-        self.asked, self._point = False, None
+        """Take Ctrl-C over, where it has its usual meaning, and SIGTERM."""
+        self.asked, self._point, self._trainer = None, None, trainer
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             self._take(signal.SIGINT, self._signalled)
+        environment = trainer._accelerator_connector.cluster_environment
+        if not (isinstance(environment, SLURMEnvironment) and environment.auto_requeue):
+            self._take(signal.SIGTERM, self._signalled)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Give it back."""
         self._release()
-        if self.asked:
+        if self.asked is not None:
             self._stop("training")
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
@@ -99,7 +115,7 @@ class Interruption(pl.Callback):
 
     def _stop(self, point: str) -> None:
         self._point = point
-        raise KeyboardInterrupt
+        raise self._end()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -110,9 +126,11 @@ class Interruption(pl.Callback):
         """
         if batch_idx + 1 == trainer.num_training_batches:
             return
-        asked = self.asked
+        asked = self.asked is not None
         if trainer.world_size > 1:  # the signal reaches one rank before the other
             asked = trainer.strategy.reduce_boolean_decision(asked, all=False)
+            if asked and trainer.strategy.reduce_boolean_decision(self.asked is signal.SIGTERM, all=False):
+                self.asked = signal.SIGTERM
         if asked:
             self._stop("training")
 
@@ -126,7 +144,7 @@ class Interruption(pl.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Stop after a batch. Ranks have different numbers of them: each stops by itself."""
-        if self.asked and trainer.state.fn == "fit" and not trainer.sanity_checking:
+        if self.asked is not None and trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._stop("validation")
 
     # -- the checkpoint ------------------------------------------------------------------------------------------------

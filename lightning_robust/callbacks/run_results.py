@@ -24,7 +24,7 @@ class RunResults(pl.Callback):
     """Prepares the run's folder before anything runs, and writes ``results.json`` at the end of every stage.
 
     ``results.json`` maps each final metric's name to its number; it is written after each validation of a fit, after
-    fit, after each evaluation, and when the run ends early. Ctrl-C lets the running batch finish and writes
+    fit, after each evaluation, and when the run ends early. Ctrl-C and SIGTERM let the running batch finish and write
     ``checkpoints/interrupted.ckpt``, also as ``last.ckpt``, from which a run goes on as if nothing had happened. (What
     an epoch's ``train/loss`` and ``train/acc`` had counted is kept on one device; on several they count the batches
     since.) Where an evaluation ends early, what :class:`~lightning_robust.callbacks.AdversarialAccuracy` and
@@ -111,8 +111,6 @@ class RunResults(pl.Callback):
         folder = run_folder(trainer) or Path(trainer.default_root_dir)
         told = "the evaluation ended early"
         if trainer.state.fn == "fit":
-            if not isinstance(exception, KeyboardInterrupt):
-                return
             told = self._save(trainer, folder)
         if trainer.is_global_zero:
             Console(stderr=True).print(f"Interrupted: {told}; the results so far are in {folder}", soft_wrap=True)

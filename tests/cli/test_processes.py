@@ -124,9 +124,12 @@ def test_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "SLURM auto-requeueing enabled" in result.stderr
 
 
-@pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_signals(sent: signal.Signals, status: int) -> None:
-    words = (*PROGRAM, "fit", "--config", "quick.yaml", "--trainer.max_epochs", "100000")
+@pytest.mark.parametrize(
+    ("sent", "status", "devices"), [(signal.SIGINT, 130, ()), (signal.SIGTERM, 143, ()), (signal.SIGTERM, 143, TWO)]
+)
+def test_signals(sent: signal.Signals, status: int, devices: tuple[str, ...]) -> None:
+    """The first process alone is told, as by a scheduler."""
+    words = (*PROGRAM, "fit", "--config", "quick.yaml", *devices, "--trainer.max_epochs", "100000")
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
@@ -138,7 +141,11 @@ def test_signals(sent: signal.Signals, status: int) -> None:
     assert process.returncode == status
     assert time.monotonic() - started < 30
     assert "Traceback" not in err
-    assert Path("runs/quick/version_0/results.json").is_file()
+    folder = Path("runs/quick/version_0")
+    assert (folder / "results.json").is_file()
+    state = torch.load(folder / "checkpoints" / "interrupted.ckpt", weights_only=True)
+    assert state["epoch"] > 0
+    assert "go on with --ckpt_path last" in err
 
 
 @pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
