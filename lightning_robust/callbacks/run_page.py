@@ -19,6 +19,7 @@ import lightning_robust
 from lightning_robust.callbacks.measurement import run_folder
 from lightning_robust.report import write_json
 from lightning_robust.report.page import write_page
+from lightning_robust.report.page.secrets import mask_command, mask_text
 
 _PACKAGES = ("lightning-robust", "torch", "torchvision", "pytorch-lightning", "torchmetrics", "timm", "numpy")
 
@@ -29,8 +30,9 @@ _CONFIGS = Path(lightning_robust.__file__).resolve().parent / "configs"
 class RunPage(pl.Callback):
     """Writes ``environment.json`` when a run begins, and the page ``report.html`` when it ends, however it ends.
 
-    ``environment.json`` holds the command, versions, devices, and the state: "running", "finished", "interrupted" or
-    "failed". Rank zero writes both. A page that cannot be made costs a warning and nothing else.
+    ``environment.json`` holds the command without its secrets (:mod:`lightning_robust.report.page.secrets`), versions,
+    devices, and the state: "running", "finished", "interrupted" or "failed". Rank zero writes both. A page that cannot
+    be made costs a warning and nothing else.
 
     Args:
         page: make the page, too.
@@ -68,7 +70,8 @@ class RunPage(pl.Callback):
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """The same of a run that ended early."""
         interrupted = isinstance(exception, KeyboardInterrupt) or type(exception).__name__ == "SIGTERMException"
-        reason = "" if interrupted else " ".join(f"{type(exception).__name__}: {exception}".split())[:300]
+        told = " ".join(f"{type(exception).__name__}: {exception}".split())
+        reason = "" if interrupted else mask_text(told)[:300]
         if self._end(trainer, "interrupted" if interrupted else "failed", reason):
             folder = self._folder(trainer)
             if folder is not None:
@@ -101,9 +104,10 @@ class RunPage(pl.Callback):
 
 
 def _command() -> list[str]:
-    """The command line as it can be typed again: the program and the shipped configs by their names."""
+    """The command line as it can be typed again, but for secrets: program and shipped configs by their names."""
     name = Path(sys.argv[0]).name
-    return ["lightning-robust" if name in ("lightning-robust", "__main__.py") else name, *map(_short, sys.argv[1:])]
+    program = "lightning-robust" if name in ("lightning-robust", "__main__.py") else name
+    return [program, *mask_command([_short(word) for word in sys.argv[1:]])]
 
 
 def _short(word: str) -> str:

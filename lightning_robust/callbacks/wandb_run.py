@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import yaml
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.strategies.launchers.multiprocessing import _MultiProcessingLauncher
@@ -14,6 +16,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 
 from lightning_robust.callbacks.measurement import run_folder
 from lightning_robust.loggers.weights_and_biases import RunWandbLogger, note_id
+from lightning_robust.report.page.secrets import mask_settings
 from lightning_robust.report.page.words import measure
 
 
@@ -136,7 +139,8 @@ def _log_checkpoints(trainer: pl.Trainer, logger: WandbLogger) -> None:
         (callback.last_model_path, "last", {}),
     ):
         if file and Path(file).exists():
-            _log_artifact(logger, "model", alias, {**metadata, "file": Path(file).name}, {"model.ckpt": Path(file)})
+            told = {**metadata, "file": Path(file).name}
+            _log_artifact(logger, "model", alias, told, files={"model.ckpt": Path(file)}, texts={})
 
 
 def _log_results(folder: Path, logger: WandbLogger) -> None:
@@ -144,20 +148,39 @@ def _log_results(folder: Path, logger: WandbLogger) -> None:
     files |= {file.name: file for file in sorted(folder.glob("audit*.json"))}
     files |= {f"tables/{file.name}": file for file in sorted((folder / "tables").glob("*.csv"))}
     there = {name: file for name, file in files.items() if file.is_file()}
-    if there:
-        _log_artifact(logger, "results", "last", {}, there)
+    hidden = _without_secrets(there.pop("config.yaml")) if "config.yaml" in there else {}
+    if there or hidden:
+        _log_artifact(logger, "results", "last", {}, files=there, texts=hidden)
 
 
-def _log_artifact(logger: WandbLogger, kind: str, alias: str, metadata: dict[str, Any], files: dict[str, Path]) -> None:
+def _without_secrets(config: Path) -> dict[str, str]:
+    """``config.yaml`` as others may see it; in the run's folder it stays whole, to run the same again."""
+    text = config.read_text(encoding="utf-8")
+    settings = yaml.safe_load(text)
+    masked = mask_settings(settings)
+    return {config.name: text if masked == settings else yaml.safe_dump(masked, sort_keys=False, allow_unicode=True)}
+
+
+def _log_artifact(
+    logger: WandbLogger,
+    kind: str,
+    alias: str,
+    metadata: dict[str, Any],
+    files: Mapping[str, Path],
+    texts: Mapping[str, str],
+) -> None:
     import wandb
 
     run = logger.experiment
     artifact = wandb.Artifact(name=f"{kind}-{run.id}", type=kind, metadata=metadata)
-    for name, file in files.items():
-        if file.is_dir():  # a sharded checkpoint
-            artifact.add_dir(str(file.resolve()), name=name)
+    for name, path in files.items():
+        if path.is_dir():  # a sharded checkpoint
+            artifact.add_dir(str(path.resolve()), name=name)
         else:
             # no second copy of a checkpoint in the user's cache, where nobody would look for it; the path is kept
             # whole, since an offline run may be uploaded from another folder
-            artifact.add_file(str(file.resolve()), name=name, policy="immutable" if kind == "model" else "mutable")
+            artifact.add_file(str(path.resolve()), name=name, policy="immutable" if kind == "model" else "mutable")
+    for name, text in texts.items():
+        with artifact.new_file(name, encoding="utf-8") as file:
+            file.write(text)
     run.log_artifact(artifact, aliases=[alias])

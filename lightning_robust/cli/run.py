@@ -37,6 +37,7 @@ from lightning_robust.errors import UserError
 from lightning_robust.loggers import RunLogger, wandb_logger
 from lightning_robust.loggers.weights_and_biases import kept_id, run_tags
 from lightning_robust.modules import ImageClassifier
+from lightning_robust.report.page.secrets import mask_settings
 from lightning_robust.report.page.settings import flatten
 
 _FROM_DATA = ("num_classes", "image_shape")
@@ -260,7 +261,7 @@ class SaveRunConfig(SaveConfigCallback):
         os.replace(temporary, folder / "config.yaml")
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):  # a run that goes on may go on with other settings
-                logger.experiment.config.update(yaml.safe_load(text), allow_val_change=True)
+                logger.experiment.config.update(mask_settings(yaml.safe_load(text)), allow_val_change=True)
         self.already_saved = True
 
 

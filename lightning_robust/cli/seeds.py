@@ -23,6 +23,7 @@ from lightning_robust.loggers import RunLogger
 from lightning_robust.modules import ImageClassifier
 from lightning_robust.report import write_json
 from lightning_robust.report.page import write_page
+from lightning_robust.report.page.secrets import mask_command
 from lightning_robust.report.page.words import measure
 from lightning_robust.report.seeds import Spread, write_seeds
 
@@ -71,7 +72,7 @@ def train_seeds(words: list[str]) -> None:
     logger.prepare()
     group, version = logger.folder, logger.version
     (group / "checkpoints").rmdir()  # the repetitions have theirs
-    write_json(group / "environment.json", {"version": 1, "command": ["lightning-robust", *words]})
+    write_json(group / "environment.json", {"version": 1, "command": ["lightning-robust", *mask_command(words)]})
     status = _run_all(rest, seeds, name, version, group)
     if status:
         raise SystemExit(status)

@@ -6,24 +6,30 @@ import netrc
 import os
 import secrets
 import string
-from collections.abc import Mapping, Sequence
+import sys
+from argparse import Namespace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
 from pytorch_lightning.loggers import WandbLogger
+from pytorch_lightning.loggers.logger import rank_zero_experiment
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from lightning_robust.report import atomic_file
+from lightning_robust.report.page.secrets import mask_command, mask_settings
 
 _ID_FILE = Path("wandb") / "run-id.txt"
 _LONGEST_TAG = 64  # characters; W&B refuses longer ones
 
 
 class RunWandbLogger(WandbLogger):
-    """Lightning's logger, whose figures and tables stand at the step of the evaluation that made them.
+    """Lightning's logger, whose figures and tables stand at the step of the evaluation that made them, without secrets.
 
-    Without a step W&B puts them at that of the number logged last, one evaluation too early.
+    Without a step W&B puts them at that of the number logged last, one evaluation too early. What settings and the
+    command line hold of tokens and passwords is hidden (:mod:`lightning_robust.report.page.secrets`).
 
     Attributes:
         now: step of what is logged without one; :class:`~lightning_robust.callbacks.WandbRun` sets it.
@@ -35,6 +41,31 @@ class RunWandbLogger(WandbLogger):
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Log numbers, or whatever W&B takes."""
         super().log_metrics(metrics, self.now if step is None else step)
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace) -> None:
+        """Add settings to the run's config, without their secrets."""
+        super().log_hyperparams(mask_settings(vars(params) if isinstance(params, Namespace) else params))
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """The run, which is begun when it is first asked for."""
+        if self._experiment is None:
+            with _masked_command():
+                return super().experiment
+        return super().experiment
+
+
+@contextmanager
+def _masked_command() -> Iterator[None]:
+    """W&B keeps the words of the process as they are when a run begins: let it see no secrets."""
+    before = sys.argv
+    sys.argv = [before[0], *mask_command(before[1:])] if before else before
+    try:
+        yield
+    finally:
+        sys.argv = before
 
 
 def logged_in() -> bool:

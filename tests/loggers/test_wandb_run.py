@@ -58,6 +58,7 @@ class Read:
     summary: dict[str, Any] = field(default_factory=dict)
     artifacts: list[dict[str, Any]] = field(default_factory=list)
     kinds: list[str] = field(default_factory=list)
+    args: list[str] = field(default_factory=list)
 
     def steps(self, name: str) -> list[int]:
         """Steps at which a number, figure (``._type``) or table was logged."""
@@ -92,6 +93,8 @@ def read(folder: Path) -> Read:
                 out.history.append(record["history"]["item"])
             elif kind == "summary":
                 out.summary |= record["summary"].get("update", {})
+            elif kind == "environment":
+                out.args = record["environment"].get("args", out.args)
             elif kind == "artifact":
                 out.artifacts.append(record["artifact"])
     return out
@@ -175,6 +178,44 @@ def test_everything_promised_is_there_from_rank_zero_of_two(program: Callable[..
     assert (name, aliases) == (f"results-{run_id}", ["last"])
     assert {"results.json", "config.yaml", "environment.json", "report.html"} < set(files)
     assert "tables/robust_accuracy_per_class_test.csv" in files
+
+
+HUB = """
+from lightning_robust.datamodules import Digits
+
+
+class Hub(Digits):
+    def __init__(self, token: str, mirror: str = "", **kwargs) -> None:
+        super().__init__(**kwargs)
+"""
+SECRET = "hf_Abc123xyz"
+
+
+def test_no_secret_leaves_the_run(
+    program: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a_hub.py").write_text(HUB, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    given = ("--data.limit", "20", "--data.val_size", "20", "--data.mirror", f"https://me:{SECRET}@example.org")
+    program("fit", "--data", "a_hub.Hub", "--data.token", SECRET, *given, "--trainer.max_epochs", "1")
+    folder = Path("runs/quick/version_0")
+    # what runs the model again is whole
+    assert yaml.safe_load((folder / "config.yaml").read_text())["data"]["init_args"]["token"] == SECRET
+    # what is shown, shared and uploaded is not
+    records = [file for file in (folder / "wandb").rglob("*") if file.is_file()]
+    assert any(file.suffix == ".wandb" for file in records)
+    for file in (folder / "environment.json", folder / "report.html", *records):
+        assert SECRET.encode() not in file.read_bytes(), file
+    got = read(folder)
+    assert got.config["data"]["init_args"]["token"] == "***"
+    assert got.config["data"]["init_args"]["mirror"] == "https://me:***@example.org"
+    assert "--data.token" in got.args
+    assert got.args[got.args.index("--data.token") + 1] == "***"
+    manifest = next(one for one in got.artifacts if one["type"] == "results")["manifest"]["contents"]
+    shared = next(Path(one["local_path"]) for one in manifest if one["path"] == "config.yaml")
+    told = yaml.safe_load(shared.read_text(encoding="utf-8"))
+    assert told["data"]["init_args"]["token"] == "***"
+    assert told["model"] == got.config["model"]
 
 
 def test_a_run_that_goes_on_is_one_run_in_wandb(program: Callable[..., None]) -> None:

@@ -1,4 +1,4 @@
-"""The verdict of an audit as the page shows it, from ``audit.json``."""
+"""The verdict of an audit as the page shows it, from ``audit.json`` or ``audit_<name>.json``."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ _MEANINGS = {
     "trusted": "No check found a sign that the attacks were hindered instead of withstood. The robust accuracy is the "
     "share of images that no attack of the audit changed; stronger attacks may still lower it.",
     "masked": "At least one check shows that attacks fail because gradients are hidden, and not because there is "
-    "nothing to find. The robust accuracy says nothing until what the flagged checks name is mended.",
+    "nothing to find. What ordinary attacks say of this model is not its robustness: do what the flagged checks name.",
     "not_enough_evidence": "No check is flagged, but what ran is too little to judge by. The unsure checks say what to "
     "run.",
 }
 OUTCOMES = {"pass": "passed", "flag": "flagged", "unsure": "unsure", "skipped": "skipped"}
-_ORDER = ("flag", "unsure", "pass", "skipped")
+SEVERITY = ("flag", "unsure", "pass", "skipped")
+"""Outcomes, the worst first."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,16 @@ class Audit:
 
     @property
     def title(self) -> str:
-        """The verdict in words."""
-        return VERDICTS[self.verdict]
+        """The verdict in words; of what is trusted the number, which need not be a high one."""
+        known = self.verdict == "trusted" and not math.isnan(self.robust_accuracy)
+        return (
+            f"{VERDICTS[self.verdict]}: {100 * self.robust_accuracy:.1f} % robust" if known else VERDICTS[self.verdict]
+        )
+
+    @property
+    def threat_text(self) -> str:
+        """Norm and budget."""
+        return f"{self.norm or 'norm not named'}, ε = {_eps(self.eps)}"
 
     @property
     def meaning(self) -> str:
@@ -85,9 +94,17 @@ class Audit:
         return _MEANINGS[self.verdict]
 
     @property
+    def interval_text(self) -> str:
+        """The confidence interval in percent."""
+        if any(map(math.isnan, self.interval)):
+            return "–"
+        low, high = (f"{100 * value:.1f}" for value in self.interval)
+        return f"{low} to {high} %"
+
+    @property
     def counted(self) -> str:
         """How many checks ended how."""
-        counts = {outcome: sum(check.outcome == outcome for check in self.checks) for outcome in _ORDER}
+        counts = {outcome: sum(check.outcome == outcome for check in self.checks) for outcome in SEVERITY}
         return ", ".join(f"{count} {OUTCOMES[outcome]}" for outcome, count in counts.items() if count)
 
 
@@ -116,7 +133,7 @@ def parse_audit(text: str) -> Audit:
         )
         for entry in told.get("checks") or []
     ]
-    checks.sort(key=lambda check: _ORDER.index(check.outcome))
+    checks.sort(key=lambda check: SEVERITY.index(check.outcome))
     attacks = [
         AttackRow(
             _text(entry.get("name")),
@@ -140,6 +157,14 @@ def parse_audit(text: str) -> Audit:
         checks=checks,
         attacks=attacks,
     )
+
+
+def _eps(value: float) -> str:
+    """A budget as short as it can be written: 0.3, 8/255."""
+    if math.isnan(value):
+        return "–"
+    steps = 255 * value
+    return f"{value:g}" if len(f"{value:g}") < 6 or abs(steps - round(steps)) > 1e-4 else f"{round(steps)}/255"
 
 
 def _outcome(value: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import markupsafe
 
 from lightning_robust import __version__
 from lightning_robust.errors import UserError
@@ -21,8 +23,10 @@ from lightning_robust.report.page import compare
 from lightning_robust.report.page.pictures import Embedded, choose, embed
 from lightning_robust.report.page.plots import table_charts, training_charts
 from lightning_robust.report.page.record import Run, name_apart, read_run
+from lightning_robust.report.page.secrets import mask_command, mask_value
 from lightning_robust.report.page.settings import repetitions, split
 from lightning_robust.report.page.tables import PageTable, page_table
+from lightning_robust.report.page.verdicts import audit_groups
 from lightning_robust.report.page.words import STAGES, number
 
 MARK = '<meta name="generator" content="lightning-robust report">'
@@ -37,6 +41,7 @@ _HEADINGS = {
     "heatmaps": "Heatmaps",
     "examples": "Examples",
     "curves": "Curves over ε",
+    "verdicts": "Figures of the audit",
     "figures": "Further figures",
 }
 
@@ -103,7 +108,9 @@ def render_page(runs: Sequence[Run], *, budget: int = _BUDGET, made: datetime | 
         "made": made or datetime.now(UTC),
         "version": __version__,
         "title": f"Robustness of {runs[0].name}" if len(runs) == 1 else f"{len(runs)} runs compared",
+        "audits": audit_groups(runs),
         "headline": compare.rows(runs, compare.headline_names(runs)),
+        "attacked": any("robust_acc" in name for name in compare.all_names(runs)),
         "numbers": compare.rows(runs, compare.all_names(runs)),
         "over_seeds": compare.over_seeds(runs) if repetitions([run.settings for run in runs]) else [],
         "facts": _facts(runs),
@@ -161,10 +168,17 @@ def _settings(runs: Sequence[Run]) -> dict[str, Any]:
 
     apart.sort(key=place)
     return {
-        "settings_apart": [(name, [one.get(name) for one in known]) for name in apart],
-        "settings_shared": [(name, values[name]) for name in sorted(shared, key=place) if values[name] != ""],
+        # secrets are hidden here and not before, so that runs which differ in one are said to differ
+        "settings_apart": [(name, [_shown(name, one.get(name)) for one in known]) for name in apart],
+        "settings_shared": [
+            (name, mask_value(name, values[name])) for name in sorted(shared, key=place) if values[name] != ""
+        ],
         "settings_null": sum(value == "" for value in values.values()),
     }
+
+
+def _shown(name: str, value: str | None) -> str | None:
+    return None if value is None else mask_value(name, value)
 
 
 def _tables(runs: Sequence[Run], left_out: list[str]) -> list[tuple[str, list[tuple[Run, PageTable]]]]:
@@ -173,14 +187,21 @@ def _tables(runs: Sequence[Run], left_out: list[str]) -> list[tuple[str, list[tu
     for name in dict.fromkeys(name for run in runs for name in run.tables):
         having = []
         for run in runs:
-            if name not in run.tables:
+            if name not in run.tables or name in _audit_tables(run):
                 continue
             table, rest = page_table(name, run.tables[name])
             having.append((run, table))
             if rest:
                 left_out.append(f"{_of(run, runs)}{rest} further rows of tables/{name}.csv")
-        out.append((having[0][1].title, having))
+        if having:
+            out.append((having[0][1].title, having))
     return out
+
+
+def _audit_tables(run: Run) -> set[str]:
+    """The tables of a run whose content stands in the section of the audit."""
+    names = [f"audit_{name}" if name else "audit" for name in run.audits]
+    return {f"{name}{stage}" for name in names for stage in ("", "_test", "_val")}
 
 
 # -- what was run ------------------------------------------------------------------------------------------------------
@@ -200,7 +221,12 @@ def _facts(runs: Sequence[Run]) -> list[tuple[str, list[str], bool]]:
     for number_of, run in enumerate(runs):
         for name, text in _facts_of(run):
             facts.setdefault(name, [""] * len(runs))[number_of] = text
-    return [(name, texts, len(set(texts)) > 1) for name, texts in facts.items() if any(texts)]
+    # no two runs begin at once or take as long
+    return [
+        (name, texts, len(set(texts)) > 1 and name not in ("Started", "Time"))
+        for name, texts in facts.items()
+        if any(texts)
+    ]
 
 
 def _facts_of(run: Run) -> list[tuple[str, str]]:
@@ -213,19 +239,26 @@ def _facts_of(run: Run) -> list[tuple[str, str]]:
     seconds = [value for name, value in run.results.items() if name.startswith("time/") and math.isfinite(value)]
     return [
         ("State", _WORDS[run.status]),
-        ("Command", " ".join(map(str, command)) if isinstance(command, list) else ""),
+        ("Command", shlex.join(mask_command([str(word) for word in command])) if isinstance(command, list) else ""),
         ("Model", _joined(settings, "model", "model.network")),
         ("Objective", _joined(settings, "model.objective", "model.objective.attack")),
         ("Data", settings.get("data", "")),
         ("Seeds" if run.members else "Seed", seed),
         ("Epochs", "" if run.members else trained),
         ("Time", f"{sum(seconds):,.0f} s" + (" (mean)" if run.members else "") if seconds else ""),
-        ("Started", str(told.get("started") or "")),
+        ("Started", _time(str(told.get("started") or ""))),
         ("Devices", _devices(devices or {})),
         ("Precision", str((devices or {}).get("precision") or "")),
         ("Versions", ", ".join(f"{name} {version}" for name, version in (versions or {}).items())),
         ("System", str(told.get("system") or "")),
     ]
+
+
+def _time(text: str) -> str:
+    try:
+        return datetime.fromisoformat(text).astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    except ValueError:  # none, or written by something else: as it is
+        return text
 
 
 def _joined(settings: dict[str, str], *names: str) -> str:
@@ -259,6 +292,8 @@ def _environment() -> jinja2.Environment:
     environment.filters["percent"] = lambda value: "–" if math.isnan(value) else f"{100 * value:.1f} %"
     environment.filters["capitalize_first"] = _sentence
     environment.globals["stage_words"] = STAGES
+    environment.filters["breakable"] = lambda text: markupsafe.escape(text).replace("/", markupsafe.Markup("/<wbr>"))
+    environment.filters["stop"] = lambda text: text if text.endswith((".", "!", "?")) else f"{text}."
     environment.filters["seconds"] = lambda value: "–" if math.isnan(value) else f"{value:,.1f}"
     environment.filters["plain"] = lambda value: "" if value is None or not math.isfinite(value) else repr(float(value))
     return environment

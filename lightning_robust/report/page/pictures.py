@@ -17,6 +17,7 @@ _EPOCHS_SHOWN = 4
 _WIDTHS = (1400, 900, 600)  # screen pixels that a picture is shrunk to where the page would grow too large
 _ALONE = 180_000  # bytes: a file up to this size stays as it is
 _QUALITY = 82
+_ROW = 1000  # screen pixels
 _STAGE = re.compile(r"(?P<name>.+)_(?P<stage>test|val|predict)(?:_epoch(?P<epoch>\d+))?")
 
 # beginning of a file's name, section, words, and what a reader who cannot see it is told
@@ -44,11 +45,19 @@ _KINDS: tuple[tuple[str, str, str, str], ...] = (
         "Robust accuracy against ε, {rest}",
         "Curve of robust accuracy falling over ε",
     ),
+    (
+        "audit_attacks",
+        "verdicts",
+        "What each attack of the audit leaves",
+        "Bars of robust accuracy, one for each attack, and what is left of all together",
+    ),
+    ("audit_eps", "verdicts", "Robust accuracy of the audit against ε", "Curve of robust accuracy falling over ε"),
+    ("audit_landscape", "verdicts", "The loss around some images", "Colour maps of the loss along two directions"),
     ("gray_box", "figures", "Accuracy by defense and attack", "Coloured tables of accuracy by defense and attack"),
     ("distillation_gradients", "figures", "Sizes of the gradients", "Histograms of gradient sizes"),
     ("distillation", "figures", "Attack success on the distilled network", "Bars or curves of attack success"),
 )
-SECTIONS = ("sweeps", "heatmaps", "examples", "curves", "figures")
+SECTIONS = ("sweeps", "heatmaps", "examples", "curves", "verdicts", "figures")
 
 
 @dataclass(frozen=True)
@@ -89,6 +98,11 @@ class Embedded:
     uri: str
     width: int
     height: int
+
+    @property
+    def wide(self) -> bool:
+        """Whether it takes a whole row: half of one would make its letters too small to read."""
+        return self.width > 1.9 * self.height or self.width > _ROW
 
 
 def find_pictures(folder: Path) -> list[Picture]:

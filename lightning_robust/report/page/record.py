@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import csv
-import json
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
-
-import yaml
+from typing import Any
 
 from lightning_robust.errors import UserError
 from lightning_robust.report.page.audit import Audit, parse_audit
+from lightning_robust.report.page.files import (
+    Rows,
+    mapping,
+    named_numbers,
+    read_file,
+    row_numbers,
+    table_rows,
+    yaml_mapping,
+)
 from lightning_robust.report.page.pictures import Picture, find_pictures
 from lightning_robust.report.page.settings import flatten
 from lightning_robust.report.seeds import SEEDS_FILE, Spread, read_seeds
 
-_SIGNS = ("config.yaml", "results.json", "metrics.csv", "audit.json", "environment.json", SEEDS_FILE)
-_MOST_CHARACTERS = 32 * 2**20  # of a text file: above that, it is none of ours
-# what reading a file of another form than ours raises
-_BROKEN = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
-
-T = TypeVar("T")
-Rows = list[dict[str, str]]
+_SIGNS = ("config.yaml", "results.json", "metrics.csv", "environment.json", SEEDS_FILE)
 
 
 @dataclass
@@ -40,7 +38,7 @@ class Run:
         tables: name to rows, from ``tables/*.csv``.
         pictures: the figures.
         environment: ``environment.json``: command, versions, devices, status.
-        audit: the verdict, where there is one.
+        audits: name to verdict; that of ``audit.json`` has no name.
         spreads: of seeds: name to mean and deviation.
         members: of seeds: the runs that count.
         wanted: of seeds: how many runs there were to be.
@@ -55,7 +53,7 @@ class Run:
     tables: dict[str, Rows] = field(default_factory=dict)
     pictures: list[Picture] = field(default_factory=list)
     environment: dict[str, Any] = field(default_factory=dict)
-    audit: Audit | None = None
+    audits: dict[str, Audit] = field(default_factory=dict)
     spreads: dict[str, Spread] = field(default_factory=dict)
     members: list[Run] = field(default_factory=list)
     wanted: int = 0
@@ -88,7 +86,15 @@ class Run:
 
 def is_run(folder: Path) -> bool:
     """Whether a folder is that of a run, or of a group of seeds."""
-    return any((folder / name).is_file() for name in _SIGNS) or any((folder / "figures").glob("*.png"))
+    if any((folder / name).is_file() for name in _SIGNS):
+        return True
+    return bool(_audit_files(folder)) or any((folder / "figures").glob("*.png"))
+
+
+def _audit_files(folder: Path) -> dict[str, Path]:
+    """The audits of a run by name: ``audit.json``, and ``audit_<name>.json`` of callbacks with a name."""
+    named = {file.stem.removeprefix("audit_"): file for file in sorted(folder.glob("audit_?*.json"))}
+    return {name: file for name, file in {"": folder / "audit.json", **named}.items() if file.is_file()}
 
 
 def find_runs(given: Sequence[str | Path]) -> list[Path]:
@@ -150,38 +156,38 @@ def read_run(folder: str | Path) -> Run:
     folder = Path(folder)
     run = Run(folder, name="/".join(folder.resolve().parts[-2:]))
     say = run.missing.append
-    run.environment = _read(folder / "environment.json", _mapping, say, optional=True) or {}
-    config = _read(
-        folder / "config.yaml", _yaml_mapping, say, absent="config.yaml is missing: the settings are not known"
-    )
+    run.environment = read_file(folder / "environment.json", mapping, say, optional=True) or {}
+    audits = _audit_files(folder)
+    # `audit` of a model that was not trained here leaves nothing but its own files
+    alone = bool(audits) and not (folder / "environment.json").is_file()
+    absent = "config.yaml is missing: the settings are not known"
+    config = read_file(folder / "config.yaml", yaml_mapping, say, absent=absent, optional=alone)
     run.settings = flatten(config or {})
-    run.audit = _read(folder / "audit.json", parse_audit, say, optional=True)
+    # in the order of the settings, where the first is what others are compared with
+    given = [value for name, value in run.settings.items() if name.startswith("trainer.callbacks.Audit")]
+    for name, file in sorted(audits.items(), key=lambda one: given.index(one[0]) if one[0] in given else -1):
+        audit = read_file(file, parse_audit, say)
+        if audit is not None:
+            run.audits[name] = audit
     run.pictures = find_pictures(folder)
     for file in sorted((folder / "tables").glob("*.csv")):
-        rows = _read(file, _rows, say, optional=True)
+        rows = read_file(file, table_rows, say, optional=True)
         if rows is not None:
             run.tables[file.stem] = rows
     if (folder / SEEDS_FILE).is_file():
         _read_members(run)
     else:
-        run.results = (
-            _read(
-                folder / "results.json",
-                _numbers,
-                say,
-                absent="results.json is missing: nothing was measured to the end",
-            )
-            or {}
-        )
-        lines = _read(folder / "metrics.csv", _rows, say, optional=True) or []
-        run.epochs = [_floats(line) for line in lines]
+        absent = "results.json is missing: nothing was measured to the end"
+        run.results = read_file(folder / "results.json", named_numbers, say, absent=absent, optional=alone) or {}
+        lines = read_file(folder / "metrics.csv", table_rows, say, optional=True) or []
+        run.epochs = [row_numbers(line) for line in lines]
     run.missing += _unfinished(run)
     return run
 
 
 def _read_members(run: Run) -> None:
     """A group: means and deviations in place of results, and the members' settings, curves and figures."""
-    seeds = _read(run.folder / SEEDS_FILE, read_seeds, run.missing.append)
+    seeds = read_file(run.folder / SEEDS_FILE, read_seeds, run.missing.append)
     if seeds is None:
         return
     run.spreads = seeds.spreads
@@ -225,71 +231,4 @@ def _unfinished(run: Run) -> list[str]:
         out.append(f"{done} of {wanted} epochs are there")
     if run.results and not any(name.startswith("test/") for name in run.results):
         out.append("there are no test results: the numbers are those of the validation images")
-    return out
-
-
-# -- files -------------------------------------------------------------------------------------------------------------
-
-
-def _read(
-    file: Path, parse: Callable[[str], T], say: Callable[[str], None], *, absent: str = "", optional: bool = False
-) -> T | None:
-    """What a file holds; where it is missing or broken, a sentence says so."""
-    if not file.is_file():
-        if not optional:
-            say(absent or f"{file.name} is missing")
-        return None
-    place = f"{file.parent.name}/{file.name}" if file.parent.name == "tables" else file.name
-    try:
-        if file.stat().st_size > _MOST_CHARACTERS:
-            raise ValueError(f"it has more than {_MOST_CHARACTERS // 2**20} MiB")
-        return parse(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        say(f"{place} cannot be read: {error.strerror}")
-    except (*_BROKEN, csv.Error, yaml.YAMLError, RecursionError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        say(f"{place} is broken and left out: {reason}")
-    return None
-
-
-def _mapping(text: str) -> dict[str, Any]:
-    values = json.loads(text)
-    if not isinstance(values, dict):
-        raise ValueError("it holds no names with values")
-    return values
-
-
-def _yaml_mapping(text: str) -> dict[str, Any]:
-    values = yaml.safe_load(text)
-    if not isinstance(values, dict):
-        raise ValueError("it holds no settings")
-    return values
-
-
-def _numbers(text: str) -> dict[str, float]:
-    values = _mapping(text)
-    return {
-        str(name): math.nan if value is None else float(value)
-        for name, value in values.items()
-        if value is None or (isinstance(value, int | float) and not isinstance(value, bool))
-    }
-
-
-def _rows(text: str) -> Rows:
-    reader = csv.DictReader(text.splitlines())
-    rows = list(reader)
-    for number, row in enumerate(rows):
-        if None in row or None in row.values():
-            raise ValueError(f"row {number + 1} has not as many values as there are columns")
-    return rows
-
-
-def _floats(row: dict[str, str]) -> dict[str, float]:
-    """The numbers of a row; empty cells and texts are left out."""
-    out = {}
-    for name, value in row.items():
-        try:
-            out[name] = float(value)
-        except ValueError:
-            continue
     return out

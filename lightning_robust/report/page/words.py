@@ -14,6 +14,10 @@ STAGES = {"test": "test images", "val": "validation images", "train": "training 
 # pattern below the stage, words, kind, and which way is better (+1 more, -1 less, 0 neither)
 _MEASURES: tuple[tuple[str, str, Kind, int], ...] = (
     (r"acc", "clean accuracy", "share", 1),
+    (r"audit(?:_(.+))?/robust_acc", "robust accuracy in the audit {0}", "share", 1),
+    (r"audit(?:_(.+))?/clean_acc", "clean accuracy in the audit {0}", "share", 1),
+    (r"audit(?:_(.+))?/trusted", "trusted by the audit (1: yes) {0}", "number", 1),
+    (r"audit(?:_(.+))?/flagged", "checks that the audit flags {0}", "number", -1),
     (r"robust_acc/worst_case(?:_(.+))?", "robust accuracy, worst case of all attacks {0}", "share", 1),
     (r"robust_acc/(.+)", "robust accuracy, {0}", "share", 1),
     (r"success_rate/(.+)", "attack success, {0}", "share", -1),

@@ -15,7 +15,7 @@ import yaml
 from PIL import Image
 
 EVIL = "<script>alert(1)</script>\"'&"
-VOID = {"meta", "link", "img", "input", "br", "hr"}
+VOID = {"meta", "link", "img", "input", "br", "hr", "wbr"}
 
 
 def config(**model: Any) -> dict[str, Any]:
@@ -152,7 +152,10 @@ class Page(html.parser.HTMLParser):
 
     def handle_data(self, data: str) -> None:
         if self._open and self._open[-1] not in ("style", "script"):
-            self.words.append(data)
+            if self.tags[-1][0] == "wbr":  # in the middle of a word
+                self.words[-1] += data
+            else:
+                self.words.append(data)
             if self.cells and {"td", "th", "dd"} & set(self._open):
                 self.cells[-1] += data
 

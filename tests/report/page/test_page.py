@@ -135,20 +135,6 @@ def test_runs_that_differ_in_their_seed_are_averaged(make_run: MakeRun) -> None:
     assert "Over the seeds" not in page_of(folders[0], make_run("quick/other", seed=5, lam=0.1)).said
 
 
-def test_the_audit_is_explained(make_run: MakeRun) -> None:
-    folder = make_run()
-    (folder / "audit.json").write_text(json.dumps(AUDIT))
-    page = page_of(folder)
-    for words in (
-        "Do not trust it: the gradients are masked", "gradient-free attacks beat gradient ones", "0.4 to 2.8 %",
-        "95 % confidence interval", "linf ε = 0.0314", "1 flagged, 1 passed, 1 skipped", "Attack with BPDA.",
-        "arXiv 1802.00420", "Square fools 40 % more.", "budget quick",
-    ):  # fmt: skip
-        assert words in page.said
-    assert page.said.index("Gradient-free attacks") < page.said.index("More steps")  # what is wrong comes first
-    assert "No audit was made" not in page.said
-
-
 # -- what is not whole -------------------------------------------------------------------------------------------------
 
 
