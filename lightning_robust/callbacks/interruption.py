@@ -17,7 +17,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 class Interruption(pl.Callback):
     """Lets the running batch of a ``fit`` finish before Ctrl-C or SIGTERM ends it, so that a checkpoint can be taken.
 
-    Half a step cannot be resumed: the batch would be left out, or stepped on twice. A second signal stops at once and
+    Half a step cannot be resumed: the batch would be left out, or stepped on twice. A second Ctrl-C stops at once and
     without a checkpoint. On several devices all stop after the same training batch, and a SIGTERM that reaches the
     first process alone, as a scheduler's may, is passed on to the others. Under SLURM with requeueing SIGTERM stays
     Lightning's, which goes by the signal before it.
@@ -39,11 +39,16 @@ class Interruption(pl.Callback):
 
     def _signalled(self, number: int, frame: Any) -> None:
         before, self.asked = self.asked, signal.Signals(number)
-        self._pass_on()
         if before is not None:
-            raise self._end()
-        name = "Ctrl-C" if self.asked is signal.SIGINT else self.asked.name
-        sys.stderr.write(f"\n{name}: stopping after this batch (again: at once, without a checkpoint)\n")
+            # a scheduler's may come twice, to this process and by way of the first; it kills those that take too long
+            if self.asked is signal.SIGINT:
+                raise self._end()
+            return
+        self._pass_on()
+        told = "SIGTERM: stopping after this batch"
+        if self.asked is signal.SIGINT:
+            told = "Ctrl-C: stopping after this batch (again: at once, without a checkpoint)"
+        sys.stderr.write(f"\n{told}\n")
 
     def _terminated(self, number: int, frame: Any) -> None:
         self.asked = signal.Signals(number)
