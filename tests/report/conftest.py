@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 
 import pytest
 from matplotlib.figure import Figure
@@ -12,7 +11,7 @@ from matplotlib.text import Text
 from lightning_robust.report import to_uint8_image
 
 
-def _drawn(figure: Figure) -> list[Text]:
+def texts(figure: Figure) -> list[Text]:
     """All texts that are really drawn (an axis also keeps ticks that it does not show)."""
     drawn: list[Text] = []
 
@@ -28,20 +27,23 @@ def _drawn(figure: Figure) -> list[Text]:
     return drawn
 
 
-@pytest.fixture
-def assert_legible() -> Callable[[Figure], None]:
+def written(figure: Figure) -> str:
+    """All that a figure says, without the line ends."""
+    return " ".join(text.get_text().replace("\n", " ") for text in texts(figure))
+
+
+def assert_legible(figure: Figure) -> None:
     """No text overlaps another, leaves the figure or is too small to read."""
-
-    def check(figure: Figure) -> None:
-        texts = _drawn(figure)
-        assert texts
-        seen = [(text.get_text(), text.get_window_extent()) for text in texts]
-        assert min(text.get_fontsize() for text in texts) >= 9
-        for said, box in seen:
-            inside = box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.width and box.y1 <= figure.bbox.height
-            assert inside, said
-        for (one, a), (other, b) in itertools.combinations(seen, 2):
-            overlap = min(a.x1, b.x1) - max(a.x0, b.x0), min(a.y1, b.y1) - max(a.y0, b.y0)
-            assert overlap[0] <= 1 or overlap[1] <= 1, f"{one!r} overlaps {other!r}"
-
-    return check
+    seen = []
+    for text in texts(figure):
+        box = text.get_window_extent()
+        assert text.get_fontsize() >= 9
+        assert box.x0 >= 0, text
+        assert box.y0 >= 0, text
+        assert box.x1 <= figure.bbox.width, text
+        assert box.y1 <= figure.bbox.height, text
+        seen.append((text.get_text(), box))
+    assert seen
+    for (one, a), (other, b) in itertools.combinations(seen, 2):
+        overlap = min(a.x1, b.x1) - max(a.x0, b.x0), min(a.y1, b.y1) - max(a.y0, b.y0)
+        assert overlap[0] <= 1 or overlap[1] <= 1, f"{one!r} overlaps {other!r}"

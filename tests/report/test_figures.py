@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +11,6 @@ import pytest
 import torch
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_hex
-from matplotlib.figure import Figure
-from matplotlib.text import Text
 from PIL import Image
 
 from lightning_robust.errors import UserError
@@ -27,45 +24,10 @@ from lightning_robust.report import (
 )
 from lightning_robust.report.heatmaps import _edges
 
+from .conftest import assert_legible, texts, written
+
 UNIT = "mean |∂ loss / ∂ pixel| (nat per unit of pixel value)"
 NAMES = ["T-shirt/top", "German short-haired pointer, a sausage dog and other hounds", "$5 bill, not $10", "ship"]
-
-
-def texts(figure: Figure) -> list[Text]:
-    """All texts that are really drawn (an axis also keeps ticks that it does not show)."""
-    drawn: list[Text] = []
-
-    def draw(self: Text, *args: object) -> None:
-        if self.get_visible() and self.get_text().strip():
-            drawn.append(self)
-        original(self, *args)
-
-    original = Text.draw
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Text, "draw", draw)
-        to_uint8_image(figure)
-    return drawn
-
-
-def written(figure: Figure) -> str:
-    return " ".join(text.get_text().replace("\n", " ") for text in texts(figure))
-
-
-def assert_legible(figure: Figure) -> None:
-    """No text overlaps another, leaves the figure or is too small to read."""
-    seen = []
-    for text in texts(figure):
-        box = text.get_window_extent()
-        assert text.get_fontsize() >= 9
-        assert box.x0 >= 0, text
-        assert box.y0 >= 0, text
-        assert box.x1 <= figure.bbox.width, text
-        assert box.y1 <= figure.bbox.height, text
-        seen.append((text.get_text(), box))
-    assert seen
-    for (one, a), (other, b) in itertools.combinations(seen, 2):
-        overlap = min(a.x1, b.x1) - max(a.x0, b.x0), min(a.y1, b.y1) - max(a.y0, b.y0)
-        assert overlap[0] <= 1 or overlap[1] <= 1, f"{one!r} overlaps {other!r}"
 
 
 @pytest.mark.parametrize("size", [(8, 8), (28, 28), (32, 32), (224, 224), (12, 40), (300, 20), (1, 1)])

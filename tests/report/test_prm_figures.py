@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 import torch
@@ -12,6 +10,8 @@ from matplotlib.figure import Figure
 
 from lightning_robust.errors import UserError
 from lightning_robust.report import AccuracyMatrix, accuracy_matrices, lambda_curves, lambda_maps, to_uint8_image
+
+from .conftest import assert_legible
 
 LAMS = [0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999, 1]
 UNIT = "mean |∂loss/∂pixel|"
@@ -22,7 +22,7 @@ def axes_texts(figure: Figure) -> list[str]:
 
 
 class TestLambdaCurves:
-    def test_chance_is_a_dashed_line(self, assert_legible: Callable[[Figure], None]) -> None:
+    def test_chance_is_a_dashed_line(self) -> None:
         acc = np.linspace(0.9, 0.4, 14)
         figure = lambda_curves(
             LAMS, acc, np.linspace(0.1, 1, 14), chance=1 / 7, title="Accuracy and IoU of a net (test)"
@@ -41,7 +41,7 @@ class TestLambdaCurves:
 class TestLambdaMaps:
     @pytest.mark.parametrize("size", [(8, 8), (32, 32), (224, 224), (100, 20), (1, 1)])
     @pytest.mark.parametrize("count", [1, 3, 7, 14, 20])
-    def test_legible(self, assert_legible: Callable[[Figure], None], size: tuple[int, int], count: int) -> None:
+    def test_legible(self, size: tuple[int, int], count: int) -> None:
         maps = torch.rand(count, *size) * 1e-3
         figure = lambda_maps(maps, LAMS[:1] * count, title="Mean input gradient as λ grows", unit_label=UNIT)
         assert_legible(figure)
@@ -49,7 +49,7 @@ class TestLambdaMaps:
         assert len(shown) == count
         assert max(shown[0].shape) <= 64
 
-    def test_each_map_has_its_own_scale(self, assert_legible: Callable[[Figure], None]) -> None:
+    def test_each_map_has_its_own_scale(self) -> None:
         maps = torch.rand(14, 32, 32) * torch.logspace(-4, 0, 14)[:, None, None]
         figure = lambda_maps(maps, LAMS, title="Maps", unit_label=UNIT, iou=np.linspace(0, 1, 14).tolist())
         assert_legible(figure)
@@ -91,7 +91,7 @@ def matrix(rows: int, columns: int, title: str = "gray-box: transfer-from-base")
 
 class TestAccuracyMatrices:
     @pytest.mark.parametrize("shapes", [[(6, 6)], [(7, 6), (2, 6), (7, 4), (5, 5)], [(1, 1), (3, 2)], [(2, 3)] * 3])
-    def test_legible(self, assert_legible: Callable[[Figure], None], shapes: list[tuple[int, int]]) -> None:
+    def test_legible(self, shapes: list[tuple[int, int]]) -> None:
         matrices = [matrix(*shape, title=f"reading {number}\n(of a kind)") for number, shape in enumerate(shapes)]
         note = "falls: less than half is left of what the defense showed in the gray-box reading"
         assert_legible(accuracy_matrices(matrices, title="Accuracy of defenses, 200 images (test)", note=note))
