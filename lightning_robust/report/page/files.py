@@ -55,6 +55,10 @@ def _reason(error: Exception) -> str:
         return f"{error.msg} in line {error.lineno}"
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         return f"{error.problem or 'it is no YAML'} in line {error.problem_mark.line + 1}"
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    if isinstance(error, AttributeError | TypeError | LookupError):
+        return "it does not hold what such a file holds"
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 

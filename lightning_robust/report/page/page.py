@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -36,6 +37,7 @@ _BUDGET = 4_900_000  # bytes of a page; a megabyte being 10^6
 _ROOM = 60_000  # of that, for the words on what was left out
 _TEMPLATES = Path(__file__).parent / "templates"
 _FIRST = ("model", "data", "seed_everything", "trainer")
+_NO_TEXT = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 _HEADINGS = {
     "sweeps": "λ sweeps",
     "heatmaps": "Heatmaps",
@@ -118,6 +120,7 @@ def render_page(runs: Sequence[Run], *, budget: int = _BUDGET, made: datetime | 
         "training": training_charts(runs),
         "over": table_charts(runs),
         "left_out": left_out,
+        "missing": [(run, list(run.missing)) for run in runs],
         "galleries": {},
         **_settings(runs),
     }
@@ -130,12 +133,17 @@ def render_page(runs: Sequence[Run], *, budget: int = _BUDGET, made: datetime | 
     ]
     # a figure made while training comes after all those of the end
     shown.sort(key=lambda picture: picture.epoch is not None)
-    pictures, dropped = embed(shown, max(0, budget - without - _ROOM))
+    pictures, dropped, broken = embed(shown, max(0, budget - without - _ROOM))
     left_out += [
-        f"{_of(folders[id(picture)], runs)}{picture.caption}: {reason}; figures/{picture.path.name}"
-        for picture, reason in dropped
+        f"{_of(folders[id(picture)], runs)}{picture.caption}: the page would grow too large; "
+        f"figures/{picture.path.name}"
+        for picture in dropped
     ]
-    context["galleries"] = _galleries(runs, pictures, {id(p): r for r in runs for p in r.pictures})
+    for picture, reason in broken.items():
+        context["missing"][runs.index(folders[id(picture)])][1].append(
+            f"figures/{picture.path.name} is broken and left out: {reason}"
+        )
+    context["galleries"] = _galleries(runs, pictures, folders)
     return _render(context)
 
 
@@ -309,7 +317,9 @@ def _render(context: dict[str, Any]) -> str:
     # by these the browser runs our script and no other one, and asks nothing of any network
     hashes = {name: _sha256(text) for name, text in (("style_hash", style), ("script_hash", script))}
     page = _environment().get_template("page.html.j2")
-    return page.render(**context, **hashes, style=style, script=script, mark=MARK)
+    text = page.render(**context, **hashes, style=style, script=script, mark=MARK)
+    # names may hold what no page may: control characters, and bytes of a file's name that are no text
+    return _NO_TEXT.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def _sha256(text: str) -> str:

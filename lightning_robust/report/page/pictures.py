@@ -157,7 +157,7 @@ def choose(pictures: Sequence[Picture]) -> tuple[list[Picture], list[Picture]]:
     return shown, others
 
 
-def embed(pictures: Sequence[Picture], budget: int) -> tuple[list[Embedded], list[tuple[Picture, str]]]:
+def embed(pictures: Sequence[Picture], budget: int) -> tuple[list[Embedded], list[Picture], dict[Picture, str]]:
     """Put pictures into text, as large as the budget lets them be.
 
     Args:
@@ -165,7 +165,7 @@ def embed(pictures: Sequence[Picture], budget: int) -> tuple[list[Embedded], lis
         budget: characters that all of them may take together.
 
     Returns:
-        What goes into the page, in the same order, and what does not, with the reason.
+        What goes into the page, in the same order; what does not fit; and what cannot be read, with the reason.
     """
     broken: dict[Picture, str] = {}
     for width in _WIDTHS:
@@ -175,20 +175,20 @@ def embed(pictures: Sequence[Picture], budget: int) -> tuple[list[Embedded], lis
                 continue
             try:
                 done[picture] = _embed(picture, width)
-            except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-                broken[picture] = f"the picture is broken: {error}".replace(str(picture.path), picture.path.name)
+            except UnidentifiedImageError:
+                broken[picture] = "it is no picture"
+            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+                broken[picture] = str(getattr(error, "strerror", None) or error)
         if sum(len(one.uri) for one in done.values()) <= budget:
             break
     shown, left, spent = [], [], 0
-    for picture in pictures:
-        if picture in broken:
-            left.append((picture, broken[picture]))
-        elif spent + len(done[picture].uri) > budget:
-            left.append((picture, "the page would grow too large"))
+    for picture, one in done.items():
+        if spent + len(one.uri) > budget:
+            left.append(picture)
         else:
-            shown.append(done[picture])
-            spent += len(done[picture].uri)
-    return shown, left
+            shown.append(one)
+            spent += len(one.uri)
+    return shown, left, broken
 
 
 def _embed(picture: Picture, width: int) -> Embedded:

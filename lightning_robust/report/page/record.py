@@ -20,7 +20,7 @@ from lightning_robust.report.page.files import (
 )
 from lightning_robust.report.page.pictures import Picture, find_pictures
 from lightning_robust.report.page.settings import flatten
-from lightning_robust.report.seeds import SEEDS_FILE, Spread, read_seeds
+from lightning_robust.report.seeds import SEEDS_FILE, Seeds, Spread, read_seeds
 
 _SIGNS = ("config.yaml", "results.json", "metrics.csv", "environment.json", SEEDS_FILE)
 
@@ -174,8 +174,9 @@ def read_run(folder: str | Path) -> Run:
         rows = read_file(file, table_rows, say, optional=True)
         if rows is not None:
             run.tables[file.stem] = rows
-    if (folder / SEEDS_FILE).is_file():
-        _read_members(run)
+    seeds = read_file(folder / SEEDS_FILE, read_seeds, say, optional=True)
+    if seeds is not None:
+        _read_members(run, seeds)
     else:
         absent = "results.json is missing: nothing was measured to the end"
         run.results = read_file(folder / "results.json", named_numbers, say, absent=absent, optional=alone) or {}
@@ -185,18 +186,16 @@ def read_run(folder: str | Path) -> Run:
     return run
 
 
-def _read_members(run: Run) -> None:
+def _read_members(run: Run, seeds: Seeds) -> None:
     """A group: means and deviations in place of results, and the members' settings, curves and figures."""
-    seeds = read_file(run.folder / SEEDS_FILE, read_seeds, run.missing.append)
-    if seeds is None:
-        return
     run.spreads = seeds.spreads
     run.results = {name: spread.mean for name, spread in seeds.spreads.items()}
     run.wanted = len(seeds.seeds)
     for place in seeds.runs:
         if place in seeds.failed:
             continue
-        if is_run(run.folder / place):
+        # a name, and no way out of the group's folder or back to it
+        if Path(place).name == place and place != ".." and is_run(run.folder / place):
             member = read_run(run.folder / place)
             member.name = place
             run.members.append(member)

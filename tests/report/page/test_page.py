@@ -6,6 +6,7 @@ import base64
 import hashlib
 import itertools
 import json
+import os
 import re
 from pathlib import Path
 
@@ -175,10 +176,13 @@ def test_a_run_that_was_stopped_while_training(make_run: MakeRun) -> None:
         ("environment.json", "", "environment.json is broken and left out"),
         ("audit.json", '{"version": 2}', "audit.json is broken and left out: it is no audit of version 1"),
         ("audit.json", '{"version": 1, "verdict": "<b>"}', "the verdict '<b>' is none of trusted, masked"),
-        ("audit.json", '{"version": 1, "verdict": "masked", "checks": ["x"]}', "audit.json is broken and left out"),
+        ("audit.json", '{"version": 1, "verdict": "masked", "checks": ["x"]}', "it does not hold what such a file"),
+        ("seeds.json", '{"version": 1, "seeds": [0]}', "seeds.json is broken and left out: it does not hold what"),
+        ("results.json", "[" * 100_000, "results.json is broken and left out: it is nested too deeply"),
+        ("results.json", '{"a": 1,\n"b" 2}', "results.json is broken and left out: Expecting ':' delimiter in line 2."),
         ("audit.json", '{"version": 1, "verdict": "masked", "confidence_interval": [1]}', "audit.json is broken"),
         ("tables/more_test.csv", "a,b\n1,2,3\n", "tables/more_test.csv is broken and left out: row 1"),
-        ("figures/broken_test.png", "no picture", "Broken (test): the picture is broken: cannot identify image file"),
+        ("figures/broken_test.png", "no picture", "figures/broken_test.png is broken and left out: it is no picture."),
     ],
 )
 def test_a_broken_file_costs_only_itself(name: str, content: str, told: str, make_run: MakeRun) -> None:
@@ -194,7 +198,39 @@ def test_a_broken_file_costs_only_itself(name: str, content: str, told: str, mak
 def test_bytes_that_are_no_text(make_run: MakeRun) -> None:
     folder = make_run()
     (folder / "results.json").write_bytes(b"\xff\xfe\x00")
-    assert "results.json is broken and left out" in page_of(folder).said
+    assert "results.json is broken and left out: it is no text in UTF-8." in page_of(folder).said
+
+
+def test_repetitions_are_folders_of_their_group(make_run: MakeRun) -> None:
+    folder = make_run()
+    told = {"version": 1, "seeds": [0, 1, 2], "runs": [".", "..", "../other"], "values": {}}
+    (folder / "seeds.json").write_text(json.dumps(told))
+    make_run("quick/other")
+    assert page_of(folder).said.count("the folder of this repetition is missing") == 3
+
+
+def test_a_picture_that_is_cut_off_and_one_that_is_a_folder(make_run: MakeRun) -> None:
+    folder = make_run()
+    picture(folder / "figures" / "cut_test.png", 200, 200, noise=True)
+    whole = (folder / "figures" / "cut_test.png").read_bytes()
+    (folder / "figures" / "cut_test.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "figures" / "folder_test.png").mkdir()
+    page = page_of(folder)
+    assert "figures/cut_test.png is broken and left out: image file is truncated" in page.said
+    assert "figures/folder_test.png is broken and left out: Is a directory." in page.said
+    assert "Left out to keep the page small" not in page.said
+    assert "object at 0x" not in page.text
+
+
+def test_what_no_page_may_hold_is_replaced(make_run: MakeRun, tmp_path: Path) -> None:
+    folder = make_run()
+    (folder / "results.json").write_text('{"test/a\\u0000b": 0.5, "test/\\ud800": 1, "test/\\u001b[1m": 2}')
+    latin = folder.with_name(os.fsdecode(b"r\xe9sum\xe9"))  # the name of a folder is bytes, and no text
+    folder.rename(latin)
+    text = write_page([latin], tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "r\ufffdsum\ufffd" in text
+    assert "a\ufffdb" in text
+    assert not set(text) & {chr(code) for code in range(32) if code not in (9, 10, 13)}
 
 
 def test_not_a_number_is_a_dash(make_run: MakeRun) -> None:
