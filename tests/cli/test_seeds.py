@@ -76,6 +76,15 @@ def test_seeds_may_be_named_and_what_is_typed_stays(program: Program, repetition
     assert not any(word.startswith(("--model.seed=", "--run.group=")) for words in repetitions.words for word in words)
 
 
+def test_the_group_keeps_no_secret(program: Program, repetitions: Repetitions) -> None:
+    words = ("--model.weights", "https://me:hf_Abc@example.org/w.pt")
+    assert program("train", "--config", "quick.yaml", "--seeds", "2", *words).status == 0
+    assert words[1] in repetitions.words[0]
+    told = json.loads((GROUP / "environment.json").read_text())["command"]
+    assert told[-2:] == ["--model.weights", "https://me:***@example.org/w.pt"]
+    assert "hf_Abc" not in result_page()
+
+
 def test_a_repetition_that_fails_costs_only_itself(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(repeat, "_run_one", Repetitions(0, 1))
     result = program("train", "--config", "quick.yaml", "--seeds", "3")

@@ -218,6 +218,40 @@ def test_no_secret_leaves_the_run(
     assert told["model"] == got.config["model"]
 
 
+LEAVE = """
+import pytorch_lightning as pl
+
+
+class Leave(pl.Callback):
+    def on_fit_end(self, trainer, pl_module) -> None:
+        with open(f"{trainer.loggers[0].log_dir}/audit_defended.json", "w") as file:
+            file.write("{}")
+"""
+
+
+def test_an_id_that_is_given_the_alias_best_and_a_dry_upload(
+    program: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a_leave.py").write_text(LEAVE, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    best = "{class_path: ModelCheckpoint, init_args: {monitor: val/acc, mode: max, save_last: true}}"
+    given = ("--trainer.callbacks", f"[{best}, {{class_path: a_leave.Leave}}]", "--run.wandb_id", "given123")
+    program("fit", "--trainer.max_epochs", "1", "--data.limit", "20", "--data.val_size", "20", *given)
+    folder = Path("runs/quick/version_0")
+    got = read(folder)
+    assert [run["run_id"] for run in got.runs] == ["given123"]
+    assert kept_id(folder) == "given123"
+    # where clean accuracy decides, the best is not called robust
+    assert [aliases for _, aliases, _ in got.of_type("model")] == [["best"], ["last"]]
+    assert "audit_defended.json" in got.of_type("results")[-1][2]
+    # the command of the docs finds it, as far as it goes without an account
+    (offline,) = folder.glob("wandb/offline-run-*")
+    words = [sys.executable, "-m", "wandb", "sync", "--dry-run", str(offline)]
+    told = subprocess.run(words, capture_output=True, text=True, check=True, timeout=60)
+    assert "Would sync 1 run(s)" in told.stderr + told.stdout
+    assert "run-given123.wandb" in told.stderr + told.stdout
+
+
 def test_a_run_that_goes_on_is_one_run_in_wandb(program: Callable[..., None]) -> None:
     program("fit", "--trainer.max_epochs", "2")
     folder = Path("runs/quick/version_0")

@@ -242,7 +242,8 @@ def _facts_of(run: Run) -> list[tuple[str, str]]:
     devices = told.get("devices") if isinstance(told.get("devices"), dict) else {}
     versions = told.get("versions") if isinstance(told.get("versions"), dict) else {}
     command = told.get("command")
-    trained = f"{len(run.epochs)} of {run.max_epochs}" if run.max_epochs else str(len(run.epochs) or "")
+    counts = "/".join(map(str, dict.fromkeys(len(one.epochs) for one in run.members or [run])))
+    trained = f"{counts} of {run.max_epochs}" if run.max_epochs else counts.removeprefix("0")
     seed = settings.get("seed_everything", "")
     seconds = [value for name, value in run.results.items() if name.startswith("time/") and math.isfinite(value)]
     return [
@@ -251,8 +252,8 @@ def _facts_of(run: Run) -> list[tuple[str, str]]:
         ("Model", _joined(settings, "model", "model.network")),
         ("Objective", _joined(settings, "model.objective", "model.objective.attack")),
         ("Data", settings.get("data", "")),
-        ("Seeds" if run.members else "Seed", seed),
-        ("Epochs", "" if run.members else trained),
+        ("Seed", seed),
+        ("Epochs", trained),
         ("Time", f"{sum(seconds):,.0f} s" + (" (mean)" if run.members else "") if seconds else ""),
         ("Started", _time(str(told.get("started") or ""))),
         ("Devices", _devices(devices or {})),

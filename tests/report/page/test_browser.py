@@ -51,6 +51,7 @@ def test_text_can_be_read_by_everybody(theme: int) -> None:
     on_paper = ("ink", "quiet", "link", "good", "bad", "unsure")
     pairs = [(text, ground) for ground in ("paper", "soft") for text in on_paper]
     pairs += [("ink", f"{kind}-soft") for kind in ("good", "bad", "unsure")]
+    pairs += [(kind, f"{kind}-soft") for kind in ("good", "bad", "unsure")]
     pairs += [(text, "mark") for text in ("ink", "quiet")]
     found = {pair: contrast(colours[pair[0]], colours[pair[1]]) for pair in pairs}
     assert {pair: value for pair, value in found.items() if value < 4.5} == {}  # WCAG 2.2 AA, normal text
@@ -105,9 +106,10 @@ def visit(browser: str, page: Path, *options: str) -> Visit:
 
 @pytest.fixture
 def page(make_run: MakeRun, tmp_path: Path) -> Path:
-    """Two runs compared, with an audit."""
+    """Two runs compared, with audits: one that both have, and one by name."""
     folders = [make_run("quick/version_0", acc=0.9), make_run("quick/version_1", acc=0.8, objective="TRADES" * 20)]
-    (folders[0] / "audit.json").write_text(json.dumps(AUDIT))
+    for folder, name in ((folders[0], "audit"), (folders[1], "audit"), (folders[1], "audit_defended")):
+        (folder / f"{name}.json").write_text(json.dumps(AUDIT))
     return pages.write_page(folders, tmp_path / "page.html")
 
 
