@@ -57,6 +57,21 @@ _KINDS: tuple[tuple[str, str, str, str], ...] = (
     ("distillation_gradients", "figures", "Sizes of the gradients", "Histograms of gradient sizes"),
     ("distillation", "figures", "Attack success on the distilled network", "Bars or curves of attack success"),
 )
+# the same by the end of a name whose beginning users choose
+_ENDS: tuple[tuple[str, str, str, str], ...] = (
+    ("_roc", "figures", "True against false alarms, {rest}", "Curves of the share of attacks found over false alarms"),
+    ("_kappa", "figures", "How often mutants change the label, {rest}", "A histogram of κ for each kind of images"),
+    ("_pairs", "figures", "From which class to which, {rest}", "Table of successes by true class and class reached"),
+    ("_classes_reached", "figures", "To how many classes an image was driven, {rest}", "Bars of images by classes"),
+    (
+        "_blobs",
+        "figures",
+        "Blobs that are laid over images, {rest}",
+        "Rows of maps, and images with a blob",
+    ),
+    ("_representatives", "examples", "Mean importance and change by class, {rest}", "Rows of maps, one for each class"),
+    ("_examples", "examples", "Examples, {rest}", "Rows of example images"),
+)
 SECTIONS = ("sweeps", "heatmaps", "examples", "curves", "verdicts", "figures")
 
 
@@ -121,16 +136,13 @@ def _picture(path: Path) -> Picture:
     stage = {"val": "validation", "test": "test", "predict": "prediction"}.get(match["stage"], "") if match else ""
     epoch = int(match["epoch"]) if match and match["epoch"] else None
     section, words, alt = "figures", words_of(name), "Figure"
-    for start, where, caption, told in _KINDS:
-        if name.startswith(start):
-            section, alt = where, told
-            words = caption.format(rest=words_of(name.removeprefix(start)))
-            if "{rest}" not in caption and (rest := name.removeprefix(start).strip("_")):
-                words = f"{caption}, {words_of(rest)}"
-            break
-    else:
-        if name.endswith("_examples"):
-            section, alt = "examples", "Rows of example images"
+    kinds = [(name.removeprefix(kind[0]), kind) for kind in _KINDS if name.startswith(kind[0])]
+    kinds += [(name.removesuffix(kind[0]), kind) for kind in _ENDS if name.endswith(kind[0])]
+    if kinds:
+        rest, (_, section, caption, alt) = kinds[0]
+        words = caption.format(rest=words_of(rest)).rstrip(", ")
+        if "{rest}" not in caption and rest.strip("_"):
+            words = f"{caption}, {words_of(rest)}"
     when = ", ".join(filter(None, (stage, "" if epoch is None else f"epoch {epoch}")))
     caption = f"{words} ({when})" if when else words
     return Picture(path, section, f"{name}/{stage}/{epoch}", caption, f"{alt}: {caption}", epoch)

@@ -94,7 +94,8 @@ def test_figures_have_captions(tmp_path: Path) -> None:
     for name in (
         "input_gradient_val_epoch009", "input_gradient_val_epoch100", "input_gradient_val_epoch020",
         "input_gradient_test", "adversarial_examples_my_pgd_test", "one_pixel_pgd_examples_test", "lambda_sweep_test",
-        "robust_accuracy_curve_pgd_val",
+        "robust_accuracy_curve_pgd_val", "detection_ns_roc_test", "one_pixel_classes_reached_test", "mine_examples",
+        "audit_attacks_shifted_test", "_examples",
         "gray_box_test", "by_hand",
     ):  # fmt: skip
         picture(tmp_path / "figures" / f"{name}.png")
@@ -105,10 +106,15 @@ def test_figures_have_captions(tmp_path: Path) -> None:
         ("heatmaps", "Mean input gradient |∇x| (validation, epoch 9)"),
         ("heatmaps", "Mean input gradient |∇x| (validation, epoch 20)"),
         ("heatmaps", "Mean input gradient |∇x| (validation, epoch 100)"),
+        ("examples", "Examples"),
         ("examples", "Adversarial examples, my pgd: clean, adversarial, difference enlarged (test)"),
-        ("examples", "one pixel pgd examples (test)"),
+        ("examples", "Examples, mine"),
+        ("examples", "Examples, one pixel pgd (test)"),
         ("curves", "Robust accuracy against ε, pgd (validation)"),
+        ("verdicts", "What each attack of the audit leaves, shifted (test)"),
         ("figures", "by hand"),
+        ("figures", "True against false alarms, detection ns (test)"),
         ("figures", "Accuracy by defense and attack (test)"),
+        ("figures", "To how many classes an image was driven, one pixel (test)"),
     ]
     assert all(one.alt.endswith(one.caption) and one.alt != one.caption for one in find_pictures(tmp_path))
