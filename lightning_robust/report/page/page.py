@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import markupsafe
 
 from lightning_robust import __version__
 from lightning_robust.errors import UserError
@@ -301,7 +300,6 @@ def _environment() -> jinja2.Environment:
     environment.filters["percent"] = lambda value: "–" if math.isnan(value) else f"{100 * value:.1f} %"
     environment.filters["capitalize_first"] = _sentence
     environment.globals["stage_words"] = STAGES
-    environment.filters["breakable"] = lambda text: markupsafe.escape(text).replace("/", markupsafe.Markup("/<wbr>"))
     environment.filters["stop"] = lambda text: text if text.endswith((".", "!", "?")) else f"{text}."
     environment.filters["seconds"] = lambda value: "–" if math.isnan(value) else f"{value:,.1f}"
     environment.filters["plain"] = lambda value: "" if value is None or not math.isfinite(value) else repr(float(value))
