@@ -45,10 +45,8 @@ class Interruption(pl.Callback):
                 raise self._end()
             return
         self._pass_on()
-        told = "SIGTERM: stopping after this batch"
-        if self.asked is signal.SIGINT:
-            told = "Ctrl-C: stopping after this batch (again: at once, without a checkpoint)"
-        sys.stderr.write(f"\n{told}\n")
+        if self.asked is signal.SIGINT:  # SIGTERM comes from programs, also to the ranks beside one that failed
+            sys.stderr.write("\nCtrl-C: stopping after this batch (again: at once, without a checkpoint)\n")
 
     def _terminated(self, number: int, frame: Any) -> None:
         self.asked = signal.Signals(number)
