@@ -254,22 +254,26 @@ def audited(name: str, training: str, defense: str, args: argparse.Namespace) ->
 
 def row_of(name: str, training: str, defense: str, found: dict[str, Any]) -> dict[str, Any]:
     """The figures of a cell; shares of the images in percent."""
-    left = {attack["name"]: 100 * attack["robust_accuracy"] for attack in found["attacks"]}
+    left = {attack["name"]: _percent(attack["robust_accuracy"]) for attack in found["attacks"]}
     iterated = next(value for attack, value in left.items() if attack.startswith("PGD-"))
     return {
         "family": name,
         "training": training,
         "defense": defense,
-        "clean": 100 * found["clean_accuracy"],
+        "clean": _percent(found["clean_accuracy"]),
         "fgsm": left["FGSM"],
         "pgd": iterated,
         "verdict": found["verdict"],
-        "robust": 100 * found["robust_accuracy"],
-        "interval": [100 * bound for bound in found["confidence_interval"]],
+        "robust": _percent(found["robust_accuracy"]),
+        "interval": [_percent(bound) for bound in found["confidence_interval"]],
         "flagged": [check["name"] for check in found["checks"] if check["outcome"] == "flag"],
         "unsure": [check["name"] for check in found["checks"] if check["outcome"] == "unsure"],
         "seconds": found["seconds"],
     }
+
+
+def _percent(share: float) -> float:
+    return round(100 * share, 2)
 
 
 def matrix(rows: Sequence[dict[str, Any]], cell: Callable[[dict[str, Any]], str]) -> str:
