@@ -13,6 +13,7 @@ from lightning_robust.attacks.context import Model
 _ROUNDING = {"round", "floor", "ceil", "trunc", "fix", "sign", "sgn", "fake_quantize_per_tensor_affine"}
 _DETACHING = {"detach", "data", "alias_copy"}
 _CASTS = {"byte", "char", "short", "int", "long"}
+_NUMBERS = {"__float__", "__int__", "__bool__", "item"}
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
@@ -94,6 +95,8 @@ class _PassOn(TorchFunctionMode):
         given = args[0]
         if name in _DETACHING:
             return given
+        if name in _NUMBERS:  # what was detached is not here, and a number of it no mistake
+            return func(given.detach(), *args[1:], **kwargs)
         if self.casts and _to_integers(name, args, kwargs):
             return _straight(given, given.detach().trunc())
         result = func(*args, **kwargs)
