@@ -86,21 +86,28 @@ class RunPage(pl.Callback):
         return True
 
     def _make(self, folder: Path) -> bool:
-        if not self.page:
-            return False
-        try:
-            write_page([folder], folder / "report.html")
-        except Exception as error:  # whatever it is: the results are worth more than the page
-            rank_zero_warn(
-                f"the run's page was not made ({type(error).__name__}: {error}); the results are in {folder}, and "
-                f"`lightning-robust report {folder}` tries again"
-            )
-            return False
-        return True
+        return self.page and make_page(folder)
 
     @staticmethod
     def _folder(trainer: pl.Trainer) -> Path | None:
         return None if getattr(trainer, "fast_dev_run", False) else run_folder(trainer)
+
+
+def make_page(folder: Path) -> bool:
+    """Make the page ``report.html`` of what a run's folder holds; where that fails, warn.
+
+    Returns:
+        Whether it was made.
+    """
+    try:
+        write_page([folder], folder / "report.html")
+    except Exception as error:  # whatever it is: the results are worth more than the page
+        rank_zero_warn(
+            f"the run's page was not made ({type(error).__name__}: {error}); the results are in {folder}, and "
+            f"`lightning-robust report {folder}` tries again"
+        )
+        return False
+    return True
 
 
 def _command() -> list[str]:

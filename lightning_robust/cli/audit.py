@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from lightning_robust.audit import EXIT_STATUS, AuditResult, CheckResult, Estimate, audit, budget_of, spoken
 from lightning_robust.audit.subject import Progress as Told
 from lightning_robust.batch import as_batch
+from lightning_robust.callbacks.run_page import make_page
 from lightning_robust.cli.audit_models import checkpoint_model, evaluating, load_model, shown
 from lightning_robust.cli.audit_options import Given, audit_parser, checked, with_data
 from lightning_robust.cli.messages import located, users_mistake
@@ -62,6 +63,8 @@ def run_audit(words: list[str]) -> int:
 def _audit(given: Given, data: ImageDataModule, defense: Defense | None) -> tuple[AuditResult, Path]:
     device = _device(given.device)
     model, name = load_model(given, data)
+    if given.ckpt is not None:
+        name += f", {Path(given.ckpt).name}"  # a run has several
     images, labels = _images(data, given, model)
     audited: nn.Module = model.to(device)
     if defense is not None:
@@ -197,6 +200,8 @@ def _keep(result: AuditResult, folder: Path) -> None:
         save_figure(figure, folder / "figures" / f"{name}.png")
     print_audit(plain)
     print(f"Results: {path}")
+    if make_page(folder):
+        print(f"Page: {folder / 'report.html'}")
 
 
 @contextmanager

@@ -106,8 +106,9 @@ def test_a_checkpoint_brings_its_class_and_its_data(program: Program, run: Path)
     assert done.status == 0, done.err + done.out
     plain = audited(run)
     assert (plain["verdict"], plain["data"], plain["images"]) == ("trusted", "Digits (test)", 90)
-    assert plain["model"] == "ImageClassifier (digits_cnn)"
+    assert plain["model"] == f"ImageClassifier (digits_cnn), {checkpoint.name}"
     assert plain["sentence"] in done.out
+    assert f"{plain['robust_accuracy']:.1%}".replace("%", " %") in (run / "report.html").read_text(encoding="utf-8")
     assert "at most about" in done.out
     assert (run / "figures" / "audit_attacks.png").is_file()
     assert (run / "tables" / "audit.csv").is_file()
