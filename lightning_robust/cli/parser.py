@@ -44,7 +44,7 @@ class RobustParser(LightningArgumentParser):
 
     def _roots(self, command: str) -> dict[str, Any]:
         """Settings of the top level and their types."""
-        from lightning_robust.cli.run import RunSettings
+        from lightning_robust.cli.run_settings import RunSettings
         from lightning_robust.cli.trainer import Trainer
 
         roots: dict[str, Any] = {name.partition(".")[0]: Any for name in self._options(command) if name != "config"}

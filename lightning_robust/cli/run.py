@@ -7,67 +7,34 @@ import dataclasses
 import os
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
-import yaml
-from jsonargparse import Namespace
 from pytorch_lightning.callbacks import ProgressBar
-from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from pytorch_lightning.loggers import WandbLogger
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
 from pytorch_lightning.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 import lightning_robust.callbacks as callbacks
 import lightning_robust.objectives  # noqa: F401 - short class names are those of imported classes
-from lightning_robust.cli.checkpoints import at, goes_on_in, read_checkpoint, resolve_last, said, typed, without_sources
-from lightning_robust.cli.configs import FOLDER, resolve
+from lightning_robust.cli.checkpoints import goes_on_in, read_checkpoint, resolve_last, said, typed, without_sources
+from lightning_robust.cli.given_configs import FROM_DATA, check_linked, run_name, with_configs, with_runs_config
 from lightning_robust.cli.messages import RUN_KEY, located, users_mistake
 from lightning_robust.cli.noise import quiet, quieten_wandb
 from lightning_robust.cli.parser import RobustParser
 from lightning_robust.cli.progress_lines import ProgressLines
+from lightning_robust.cli.run_settings import RunSettings, SaveRunConfig
 from lightning_robust.cli.slurm import in_job, job, requeued
-from lightning_robust.cli.sources import read_config, sources
+from lightning_robust.cli.sources import sources
 from lightning_robust.cli.trainer import Trainer
 from lightning_robust.datamodules import ImageDataModule
 from lightning_robust.errors import UserError
 from lightning_robust.loggers import RunLogger, wandb_logger
 from lightning_robust.loggers.weights_and_biases import kept_id, run_tags
 from lightning_robust.modules import ImageClassifier
-from lightning_robust.report.page.secrets import mask_settings
 from lightning_robust.report.page.settings import flatten
-
-_FROM_DATA = ("num_classes", "image_shape")
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunSettings:
-    """Where a run is kept: <root>/<name>/<version>/.
-
-    Args:
-        root: folder of all runs.
-        name: name of the run; by default that of the last config that is not one of ``trainer/``.
-        version: folder below the name; by default the next free version_<n>, for training in a SLURM job slurm_<job>.
-        wandb: Weights & Biases: "auto" (online when logged in, else offline), "online", "offline" or "off".
-        project: W&B project.
-        group: W&B group, which shows and averages runs together.
-        tags: W&B tags beside the command, network, objective and data.
-        wandb_id: id of a W&B run to go on in; with --ckpt_path last it is the one of the run's folder.
-        artifacts: log checkpoints and results to W&B as artifacts.
-    """
-
-    root: str = "runs"
-    name: str | None = None
-    version: str | None = None
-    wandb: Literal["auto", "online", "offline", "off", False] = "auto"  # YAML's bare off is false
-    project: str = "lightning_robust"
-    group: str | None = None
-    tags: list[str] = dataclasses.field(default_factory=list)
-    wandb_id: str | None = None
-    artifacts: bool = True
 
 
 class RobustCLI(LightningCLI):
@@ -89,7 +56,7 @@ class RobustCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add ``--run``, and tell the model what the data knows."""
         parser.add_class_arguments(RunSettings, "run")
-        for name in _FROM_DATA:
+        for name in FROM_DATA:
             parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
 
     def _parse_ckpt_path(self) -> None:
@@ -176,7 +143,7 @@ class RobustCLI(LightningCLI):
     def _run_settings(self) -> RunSettings:
         settings = self._get(self.config_init, "run")
         settings = settings if isinstance(settings, RunSettings) else RunSettings(**settings)
-        name = settings.name or _run_name(sys.argv)
+        name = settings.name or run_name(sys.argv)
         return dataclasses.replace(settings, name=name, wandb=settings.wandb or "off")
 
     def _job_folder(self) -> Path:
@@ -240,31 +207,6 @@ class RobustCLI(LightningCLI):
         return loggers
 
 
-class SaveRunConfig(SaveConfigCallback):
-    """Writes ``config.yaml`` into the run's folder: the merged settings, ready for ``--config``."""
-
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Write it once; on rank zero."""
-        folder = callbacks.measurement.run_folder(trainer)
-        if self.already_saved or folder is None or getattr(trainer, "fast_dev_run", False):
-            return
-        config = self.config.clone()
-        for key in ("config", "ckpt_path", "weights_only", "verbose", "return_predictions"):
-            config.pop(key, None)
-        if config.get("run") is not None:
-            config["run"]["version"] = None  # a run that starts from this file gets a folder of its own
-            config["run"]["wandb_id"] = None
-            config["run"]["name"] = next((own.name for own in trainer.loggers if isinstance(own, RunLogger)), None)
-        text = self.parser.dump(config, skip_none=False, skip_validation=True)
-        temporary = folder / ".config.yaml.tmp"
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, folder / "config.yaml")
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):  # a run that goes on may go on with other settings
-                logger.experiment.config.update(mask_settings(yaml.safe_load(text)), allow_val_change=True)
-        self.already_saved = True
-
-
 def run(words: list[str]) -> None:
     """Run a command that needs a Trainer.
 
@@ -276,11 +218,11 @@ def run(words: list[str]) -> None:
     """
     if os.environ.get(RUN_KEY, "").startswith(f"{os.getpid()}-"):
         del os.environ[RUN_KEY]  # of an earlier run of this process
-    words = _with_configs(words)
-    words = in_job(words, _run_name(words))
-    words = _with_runs_config(resolve_last(words, _run_name(words)))
+    words = with_configs(words)
+    words = in_job(words, run_name(words))
+    words = with_runs_config(resolve_last(words, run_name(words)))
     words = without_sources(words, read_checkpoint(said(words, ("ckpt_path",))))
-    _check_linked(words)
+    check_linked(words)
     before = sys.argv
     # a process that Lightning starts for another device reads the command line again
     sys.argv = [sys.argv[0], *words]
@@ -322,72 +264,5 @@ def run(words: list[str]) -> None:
         sys.argv = before
 
 
-def _with_configs(words: list[str]) -> list[str]:
-    """Names of shipped configs become paths."""
-    out: list[str] = []
-    index = 0
-    while index < len(words):
-        word = words[index]
-        index += 1
-        if word not in ("--config", "-c") and not word.startswith("--config="):
-            out.append(word)
-            continue
-        name = word.partition("=")[2]
-        if "=" not in word and index < len(words) and not words[index].startswith("--"):
-            name = words[index]
-            index += 1
-        if not name:
-            raise UserError("--config needs a name or a file; `lightning-robust configs` lists the shipped ones")
-        out += ["--config", str(resolve(name))]
-    for file in _configs(out):
-        read_config(Path(file))  # what is no config is told before anything heavier is done
-    return out
-
-
-def _with_runs_config(words: list[str]) -> list[str]:
-    """A checkpoint brings its run's config, unless a config that is given says what the model or the data is."""
-    checkpoint = said(words, ("ckpt_path",))
-    given = [read_config(Path(file)) for file in _configs(words)]
-    if checkpoint is None or any(at(config, (key,)) for config in given for key in ("model", "data")):
-        return words
-    folder = Path(checkpoint).parent
-    # that of a requeued job lies in the run's folder, every other one in checkpoints/
-    beside = (folder if Path(checkpoint).name.startswith("hpc_ckpt_") else folder.parent) / "config.yaml"
-    return [words[0], "--config", str(beside), *words[1:]] if beside.is_file() else words
-
-
-def _configs(words: list[str]) -> list[str]:
-    return [words[index + 1] for index, word in enumerate(words[:-1]) if word == "--config"]
-
-
-def _run_name(words: list[str]) -> str:
-    """The last config's name: of a shipped one with its folder, of a file its stem; ``trainer/…`` names no run."""
-    names = []
-    for file in _configs(words):
-        path = Path(file).resolve()
-        inside = path.is_relative_to(FOLDER)
-        names.append("_".join(path.relative_to(FOLDER).with_suffix("").parts) if inside else path.stem)
-    return next((name for name in reversed(names) if not name.startswith("trainer_")), "run")
-
-
-def _check_linked(words: list[str]) -> None:
-    """What the model takes from the data cannot be set: it would be ignored without a word."""
-    for source in sources(words):
-        for name in _FROM_DATA:
-            node = source.node if source.path else None
-            if source.path and (source.path[0], source.path[-1]) != ("model", name):
-                continue
-            if not source.path:
-                node = at(source.node, ("model", name))
-            if node is not None:
-                raise UserError(
-                    f"{source.place(node)}{name} of the model is read from the data: leave it out (data.classes makes "
-                    "a sub-problem, data.image_size resizes)"
-                )
-
-
 def _only_mps() -> bool:
     return torch.backends.mps.is_available() and not torch.cuda.is_available()
-
-
-__all__ = ["Namespace", "RobustCLI", "RunSettings", "SaveRunConfig", "run"]

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from lightning_robust.cli.checkpoints import said, typed
 from lightning_robust.cli.diagnosis import parameters, subclasses
-from lightning_robust.cli.run import _run_name, _with_configs
+from lightning_robust.cli.given_configs import run_name, with_configs
 from lightning_robust.cli.slurm import job
 from lightning_robust.errors import UserError
 from lightning_robust.loggers import RunLogger
@@ -46,7 +46,7 @@ def train_seeds(words: list[str]) -> None:
         SystemExit: with the status of the first repetition that failed.
     """
     given, rest = split_seeds(words)
-    rest = _with_configs(rest)
+    rest = with_configs(rest)
     seeds = _seeds(given, said(rest, ("seed_everything",)))
     if any(word.partition("=")[0] in ("-h", "--help", "--print_config") for word in rest):
         from lightning_robust.cli.run import run
@@ -65,7 +65,7 @@ def train_seeds(words: list[str]) -> None:
             "--seeds starts its own processes: under torchrun or srun start one run for each seed with "
             "--seed_everything <s>, and compare them with `lightning-robust report RUN RUN …`"
         )
-    root, name = said(rest, ("run", "root")) or "runs", said(rest, ("run", "name")) or _run_name(rest)
+    root, name = said(rest, ("run", "root")) or "runs", said(rest, ("run", "name")) or run_name(rest)
     if "fast_dev_run" in " ".join(rest) and (said(rest, ("trainer", "fast_dev_run")) or "false") not in ("false", "0"):
         raise UserError("--seeds with fast_dev_run: that keeps nothing to aggregate; leave --seeds out")
     logger = RunLogger(root, name, said(rest, ("run", "version")))
