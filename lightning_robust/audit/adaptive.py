@@ -35,8 +35,9 @@ def plan(subject: Subject, budget: Budget, found: Findings, flagged: Collection[
     pgd = PGD(eps=eps, norm=norm, steps=steps, loss="margin", seed=6)
     apgd = APGD(eps=eps, norm=norm, steps=steps, loss=loss, seed=7)
     hidden = {"differentiable", "quantised_input", "zero_gradients", "uphill"} & set(flagged)
-    if "logits" in flagged:
-        yield Planned(f"APGD-{steps} on the logarithm", APGD(eps=eps, norm=norm, steps=steps, loss=loss), _log(subject))
+    # classes alone, as one-hot vectors, are probabilities too, and have no gradient
+    if "logits" in flagged and _carries(subject, log := _log(subject)):
+        yield Planned(f"APGD-{steps} on the logarithm", APGD(eps=eps, norm=norm, steps=steps, loss=loss), log)
     if hidden:
         through = StraightThrough(_log(subject) if found.probabilities else subject.model)
         if _carries(subject, through):

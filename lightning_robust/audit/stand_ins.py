@@ -13,7 +13,8 @@ from lightning_robust.attacks.context import Model
 _ROUNDING = {"round", "floor", "ceil", "trunc", "fix", "sign", "sgn", "fake_quantize_per_tensor_affine"}
 _DETACHING = {"detach", "data", "alias_copy"}
 _CASTS = {"byte", "char", "short", "int", "long"}
-_NUMBERS = {"__float__", "__int__", "__bool__", "item"}
+_NUMBERS = {"__float__", "__int__", "__bool__", "__index__", "item", "tolist", "numpy", "__array__"}
+_CLIPPING = {"clamp", "clip"}
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
@@ -59,9 +60,9 @@ class StraightThrough(nn.Module):
     """A model through whose non-differentiable steps the gradient goes straight: BPDA with the identity, by itself.
 
     Forward it is the model. What rounds (``round``, ``floor``, ``ceil``, ``trunc``, ``sign``, a cast to whole numbers)
-    passes the gradient on as it is (arXiv 1308.3432, 1802.00420); what cuts the gradient off (``detach``, ``.data``,
-    ``no_grad``) does not cut. What happens outside PyTorch's functions (NumPy, an autograd function of one's own)
-    cannot be reached so.
+    passes the gradient on as it is (arXiv 1308.3432, 1802.00420), and so does what clips between two bounds; what cuts
+    the gradient off (``detach``, ``.data``, ``no_grad``) does not cut. What happens outside PyTorch's functions (NumPy,
+    an autograd function of one's own) cannot be reached so.
 
     Args:
         model: images to logits.
@@ -94,15 +95,21 @@ class _PassOn(TorchFunctionMode):
             return func(*args, **kwargs)
         given = args[0]
         if name in _DETACHING:
-            return given
-        if name in _NUMBERS:  # what was detached is not here, and a number of it no mistake
+            return given.clone()  # what is changed in place must not be the image itself
+        if name in _NUMBERS:  # what was detached is not here, and numbers of it are no mistake
             return func(given.detach(), *args[1:], **kwargs)
         if self.casts and _to_integers(name, args, kwargs):
             return _straight(given, given.detach().trunc())
         result = func(*args, **kwargs)
-        if name in _ROUNDING and isinstance(result, Tensor) and result.shape == given.shape:
+        passes = name in _ROUNDING or (name in _CLIPPING and _bounds(args, kwargs) == 2)
+        if passes and isinstance(result, Tensor) and result.shape == given.shape:
             return _straight(given, result)
         return result
+
+
+def _bounds(args: Any, kwargs: Any) -> int:
+    """How many bounds a clipping has; with one alone it may be an activation."""
+    return sum(bound is not None for bound in (*args[1:], *(kwargs.get(name) for name in ("min", "max"))))
 
 
 def _to_integers(name: str, args: Any, kwargs: Any) -> bool:

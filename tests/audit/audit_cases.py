@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -125,3 +126,38 @@ class NotANumber(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.network(images) + 0 * images.sub(images.detach()).pow(2).sum((1, 2, 3)).sqrt()[:, None]
+
+
+class Clipped(nn.Module):
+    """Clips its input, which leaves no gradient at the ends of [0, 1]."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images.clamp(0.1, 0.9))
+
+
+class ByNumPy(nn.Module):
+    """Bends its input outside of PyTorch."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        bent = np.tanh(3 * images.detach().cpu().numpy() - 1.5) / (2 * np.tanh(1.5)) + 0.5
+        return self.network(torch.from_numpy(bent).to(images))
+
+
+class OnlyClasses(nn.Module):
+    """Gives the class alone, as a one-hot vector."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = self.network(images)
+        return F.one_hot(logits.argmax(1), logits.shape[1]).float()

@@ -56,6 +56,8 @@ def _zero_gradients(subject: Subject, budget: Budget, found: Findings) -> Seen:
     if len(some):
         text += f"; median of the largest entries {float(some.median()):.2g}"
     reason = "no gradient reaches the image" if subject.blind else ""
+    if not subject.blind and 2 * int((rescaled == 0).sum()) > lost:
+        reason = "they vanish within the model, whatever the scale of its outputs (something is cut off or saturated)"
     return Seen(outcome, lost / max(total, 1), text + too_few(total), reason=reason)
 
 

@@ -13,8 +13,9 @@ from lightning_robust.audit.result import Seen
 from lightning_robust.audit.stand_ins import Watch
 from lightning_robust.audit.statistics import ALPHA, STRAY, points, tail
 from lightning_robust.audit.subject import Subject
+from lightning_robust.errors import UserError
 
-_SUM = 1e-3  # that sums of probabilities differ by relatively; AutoAttack's code allows as much
+_SUM = 1e-3  # that sums of probabilities differ by, relative to an image's outputs; AutoAttack's code allows as much
 _DIFFERENCE = 1e-4  # of logits of length one, AutoAttack's
 _ALONE = 16  # images that are also asked about one by one
 _PROBE = 2  # images that the model's steps are watched with
@@ -40,17 +41,19 @@ def _clean(subject: Subject, budget: Budget, found: Findings) -> Seen:
 def _outputs(subject: Subject, budget: Budget, found: Findings) -> Seen:
     outputs = subject.logits.double()
     sums = outputs.sum(1)
-    size = float(sums.abs().mean())
-    spread = float((sums - sums.mean()).abs().max()) / size if size > 0 else float("inf")
-    probabilities = bool((outputs >= 0).all()) and spread < _SUM
-    if len(sums) == 1:  # a single sum is always like itself
-        probabilities = probabilities and abs(size - 1) < _SUM
+    # beside what the outputs of an image differ by: a constant that is added to logits makes no probabilities of them
+    wide = float((outputs.amax(1) - outputs.amin(1)).mean())
+    spread = float((sums - sums.mean()).abs().max()) / wide if wide > 0 else float("inf")
+    to_one = bool(((sums - 1).abs() < _SUM).all())
+    # a single sum is always like itself
+    alike = to_one if len(sums) == 1 else to_one or spread < _SUM
+    probabilities = alike and bool((outputs >= 0).all())
     if not probabilities:
         return Seen(
             "pass",
             spread,
             f"outputs from {float(outputs.min()):.4g} to {float(outputs.max()):.4g}; their sums over the classes "
-            f"differ by {spread:.2g} of their mean",
+            f"differ by {spread:.2g} of what the outputs of an image do",
         )
     found.probabilities = True
     return Seen(
@@ -74,7 +77,7 @@ def _mode(subject: Subject, budget: Budget, found: Findings) -> Seen:
 
     def alone(images: Tensor, labels: Tensor) -> Tensor:
         together = subject.answers(images)
-        one_by_one = torch.cat([subject.answers(image[None]) for image in images])
+        one_by_one = torch.cat([_one(subject, image) for image in images])
         return share_that_differs([together, one_by_one], _DIFFERENCE)
 
     differs = subject.each(some, alone)
@@ -100,6 +103,21 @@ def _mode(subject: Subject, budget: Budget, found: Findings) -> Seen:
                 "it was audited",
             )
     return Seen("pass", share, "in eval mode no layer behaves as in training, and no image's logits hang on the others")
+
+
+def _one(subject: Subject, image: Tensor) -> Tensor:
+    """Logits of an image alone, ``(1, K)``.
+
+    Raises:
+        UserError: if the model takes no image alone, although it has taken a batch.
+    """
+    try:
+        return subject.answers(image[None])
+    except UserError as error:
+        raise UserError(
+            "the model answers a batch and fails on an image alone, so a layer takes statistics of the batch or the "
+            f"batch's size is fixed: attacks need any number of images ({str(error).partition('): ')[2]})"
+        ) from error
 
 
 def _answers_alike(subject: Subject) -> bool:
@@ -143,7 +161,8 @@ CLEAN = Check(
 OUTPUTS = Check(
     name="logits",
     title="The outputs are logits",
-    rule=f"flagged if no output is negative and their sums over the classes are alike to {_SUM:g}, whatever their sum",
+    rule=f"flagged if no output is negative and their sums over the classes, whatever they are, differ by less than "
+    f"{_SUM:g} of what the outputs of an image differ by",
     source=AUTOATTACK,
     reason="its outputs are probabilities, whose gradients vanish where the softmax saturates",
     mend="take the softmax (and any factor) off the model's end and audit the logits",

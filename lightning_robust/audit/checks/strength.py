@@ -119,7 +119,7 @@ LOGIT_SCALE = Check(
     rule=f"flagged if the share of images that fall only after the logits were rescaled exceeds {MATTERS:g} (paired, "
     "exact binomial test)",
     source=f"{DISTILLED}; {CARLINI}",
-    reason="large logits saturate the softmax, and attacks that follow it stop",
+    reason="the scale of its outputs (large logits saturate the softmax) stops attacks on the cross-entropy",
     mend="quote attacks on the logits: margin, DLR, or cross-entropy of rescaled logits",
     look=_logit_scale,
     cost=lambda budget, images: Passes(gradient=(budget.steps + budget.apgd_steps * max(budget.targets, 1)) * images),
