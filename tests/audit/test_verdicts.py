@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import audit_cases as spoilt
@@ -177,6 +178,26 @@ def test_flat_probabilities_are_probabilities(natural: nn.Module, digits: Digit)
             return (natural(images) / 1e5).softmax(1)
 
     assert audit(Flat().eval(), *digits, eps=EPS, budget=spoilt.TINY).check("logits").outcome == "flag"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_model_that_answers_in_half_precision_is_told_what_would_help(
+    dtype: torch.dtype, natural: nn.Module, digits: Digit
+) -> None:
+    class Half(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = copy.deepcopy(natural).to(dtype)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.network(images.to(dtype))
+
+    result = audit(Half().eval(), *digits, eps=EPS, budget=spoilt.TINY)
+    assert result.flagged == []
+    check = result.check("differentiable")
+    assert (check.outcome, check.figure) == ("unsure", None)
+    assert "float16, in whose rounding they drown" in check.text
+    assert "float32" in check.mend
 
 
 def test_a_model_that_takes_no_image_alone_is_told_so(natural: nn.Module, digits: Digit) -> None:

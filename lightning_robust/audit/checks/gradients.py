@@ -9,7 +9,7 @@ from lightning_robust.attacks.context import Model, attacking
 from lightning_robust.attacks.losses import cross_entropy, scaled_cross_entropy
 from lightning_robust.attacks.randomness import image_keys, uniform
 from lightning_robust.audit.budgets import Budget
-from lightning_robust.audit.checks.base import ATHALYE, CARLINI, DISTILLED, Check, Findings, Passes, too_few
+from lightning_robust.audit.checks.base import ATHALYE, CARLINI, DISTILLED, Check, Findings, Passes, enough, too_few
 from lightning_robust.audit.result import Seen
 from lightning_robust.audit.stand_ins import Watch
 from lightning_robust.audit.statistics import STRAY, judge
@@ -98,6 +98,12 @@ def _differentiable(subject: Subject, budget: Budget, found: Findings) -> Seen:
     outcome = judge(bad, total)
     if outcome == "unsure" and not bad and stand_in + total > 0 and double is None:
         text += "; in float32 the differences may drown in rounding"
+    half = torch.finfo(subject.logits.dtype).bits < 32
+    if half and outcome != "flag" and not enough(total):  # more images would see no more
+        text += (
+            f"; the model answers in {str(subject.logits.dtype).removeprefix('torch.')}, in whose rounding they drown"
+        )
+        return Seen("unsure", None, text, mend="audit the same weights in float32 (model.float())")
     return Seen(outcome, bad / max(total, 1), text + too_few(total), reason=reason)
 
 
