@@ -16,6 +16,7 @@ from lightning_robust.attacks import PGD, ThreatModel
 from lightning_robust.audit import AuditResult, CheckResult, audit
 from lightning_robust.audit.checks import Findings
 from lightning_robust.audit.checks.inputs import QUANTISED
+from lightning_robust.audit.checks.outputs import MODE
 from lightning_robust.audit.subject import Subject
 from lightning_robust.audit.verdict import sentence_of
 from lightning_robust.errors import UserError
@@ -207,8 +208,11 @@ def test_a_model_that_takes_no_image_alone_is_told_so(natural: nn.Module, digits
                 raise RuntimeError("Expected more than 1 value per channel")
             return natural(images)
 
-    with pytest.raises(UserError, match=r"fails on an image alone.*statistics of the batch.*Expected more than 1"):
-        audit(Several().eval(), *digits, eps=EPS, budget=spoilt.TINY)
+    of_the_batch = nn.Sequential(*natural, nn.BatchNorm1d(10, track_running_stats=False)).eval()
+    for model in (Several().eval(), lambda images: of_the_batch(images)):
+        subject = Subject(model, *digits, ThreatModel("linf", EPS))
+        with pytest.raises(UserError, match=r"fails on an image alone.*statistics of the batch.*Expected more than 1"):
+            MODE.look(subject, SHORT, Findings())
 
 
 def test_a_model_that_has_learnt_nothing_is_not_trusted(digits: Digit) -> None:

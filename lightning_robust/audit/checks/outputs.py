@@ -71,6 +71,7 @@ def _mode(subject: Subject, budget: Budget, found: Findings) -> Seen:
         lent(subject.images[:_PROBE])
     left_on = subject.share.sum(float(bool(watch.training))) > 0
     if left_on:
+        _one(subject, subject.images[0])  # attacks ask about what is left, and that may be one image
         what = " and ".join({"dropout": "dropout", "batch_norm": "batch statistics"}[name] for name in watch.training)
         return Seen("flag", 1.0, f"in eval mode {what or 'a layer'} still behaves as in training")
     some = subject.first(_ALONE)
