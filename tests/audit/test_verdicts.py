@@ -222,6 +222,20 @@ def test_a_model_that_has_learnt_nothing_is_not_trusted(digits: Digit) -> None:
     assert result.check("clean_accuracy").outcome == "unsure"
 
 
+def test_a_model_of_another_range_is_told_to_be_one(natural: nn.Module, digits: Digit) -> None:
+    class Of255(nn.Module):
+        """Sees pixels of [0, 1] as if they were all black."""
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return natural(images / 255)
+
+    result = of(Of255().eval(), digits)
+    assert (result.verdict, result.flagged) == ("not_enough_evidence", [])
+    assert "it gives all of them class" in result.check("clean_accuracy").text
+    assert "gives all images one class" in result.check("unbounded").text
+    assert "pixels in [0, 1] (and not 0 to 255)" in result.sentence
+
+
 def test_few_images_are_not_enough_evidence(robust: nn.Module, digits: Digit) -> None:
     result = audit(robust, digits.images[:40], digits.labels[:40], eps=EPS, budget=SHORT)
     assert result.verdict == "not_enough_evidence"

@@ -28,13 +28,15 @@ def _clean(subject: Subject, budget: Budget, found: Findings) -> Seen:
     accuracy = right / total
     if tail(right, total, guess) < ALPHA:
         return Seen("pass", accuracy, f"{right} of {total} images are classified rightly ({points(accuracy)})")
+    named = subject.logits.argmax(1)
+    one = f"; it gives all of them class {int(named[0])}" if total > 1 and bool((named == named[0]).all()) else ""
     return Seen(
         "unsure",
         accuracy,
         f"{right} of {total} images are classified rightly ({points(accuracy)}), no better than always naming the most "
-        f"frequent class ({points(guess)})",
-        mend="audit a model that has learnt, on its own data: does it take pixels in [0, 1], are the classes numbered "
-        "as in its training, does its normalisation lie inside?",
+        f"frequent class ({points(guess)}){one}",
+        mend="audit a model that has learnt, on its own data: does it take pixels in [0, 1] (and not 0 to 255), are "
+        "the classes numbered as in its training, does its normalisation lie inside?",
     )
 
 
@@ -117,7 +119,7 @@ def _one(subject: Subject, image: Tensor) -> Tensor:
     except UserError as error:
         raise UserError(
             "the model answers a batch and fails on an image alone, so a layer takes statistics of the batch or the "
-            f"batch's size is fixed: attacks need any number of images ({str(error).partition('): ')[2]})"
+            f"batch's size is fixed: attacks need any number of images ({' '.join(str(error.__cause__).split())[:200]})"
         ) from error
 
 
