@@ -241,6 +241,10 @@ def test_few_images_are_not_enough_evidence(robust: nn.Module, digits: Digit) ->
     assert result.verdict == "not_enough_evidence"
     assert "run --budget standard" in result.sentence
     assert "too few" in result.check("differentiable").text
+    # of what decides all the same that is not said
+    flagged = audit(spoilt.NoGradient(robust), digits.images[:40], digits.labels[:40], eps=EPS, budget=spoilt.TINY)
+    assert flagged.check("zero_gradients").outcome == "flag"
+    assert "too few" not in flagged.check("zero_gradients").text
 
 
 def test_what_was_not_made_is_named() -> None:

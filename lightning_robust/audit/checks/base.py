@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_robust.attacks import APGD
 from lightning_robust.audit.budgets import Budget
 from lightning_robust.audit.result import Seen
-from lightning_robust.audit.statistics import wilson_interval
+from lightning_robust.audit.statistics import Outcome, wilson_interval
 from lightning_robust.audit.subject import Subject
 
 CARLINI = "Carlini et al., arXiv 1902.06705"
@@ -83,9 +83,13 @@ def enough(count: int) -> bool:
     return wilson_interval(0, count)[1] < 0.05
 
 
-def too_few(count: int) -> str:
+def too_few(count: int, outcome: Outcome) -> str:
     """Said where a check stays unsure for want of images."""
-    return "" if enough(count) else f"; {count} images are too few to exclude 5 points, which takes 73 or more"
+    return (
+        ""
+        if outcome != "unsure" or enough(count)
+        else f"; {count} images are too few to exclude 5 points, which takes 73 or more"
+    )
 
 
 def stronger(subject: Subject, budget: Budget, found: Findings, name: str, on: Tensor, of: Tensor) -> Tensor:

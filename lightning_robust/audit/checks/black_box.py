@@ -25,7 +25,8 @@ def _compare(subject: Subject, budget: Budget, found: Findings, name: str, attac
     text = f"of {total} images gradient attacks left {int(left.sum())}, of which {name} fools {int(fooled.sum())}" + (
         f"; a longer gradient attack fools {int((fooled & ~alone).sum())} of these" if bool(fooled.any()) else ""
     )
-    return Seen(judge(count, total, BLACK_BOX), count / max(total, 1), text + too_few(total)), alone
+    outcome = judge(count, total, BLACK_BOX)
+    return Seen(outcome, count / max(total, 1), text + too_few(total, outcome)), alone
 
 
 def _random_noise(subject: Subject, budget: Budget, found: Findings) -> Seen:
@@ -48,7 +49,8 @@ def _transfer(subject: Subject, budget: Budget, found: Findings) -> Seen:
     sample = subject.first(budget.sample) & subject.right
     if not bool((sample & ~found.by_gradients()).any()):  # no surrogate need be trained
         total = int(sample.sum())
-        return Seen(judge(0, total, BLACK_BOX), 0.0, f"of {total} images gradient attacks left none{too_few(total)}")
+        outcome = judge(0, total, BLACK_BOX)
+        return Seen(outcome, 0.0, f"of {total} images gradient attacks left none{too_few(total, outcome)}")
     surrogate = found.surrogate
     what = "the surrogate that was given"
     if surrogate is None:

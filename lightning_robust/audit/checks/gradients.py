@@ -58,7 +58,7 @@ def _zero_gradients(subject: Subject, budget: Budget, found: Findings) -> Seen:
     reason = "no gradient reaches the image" if subject.blind else ""
     if not subject.blind and 2 * int((rescaled == 0).sum()) > lost:
         reason = "they vanish within the model, whatever the scale of its outputs (something is cut off or saturated)"
-    return Seen(outcome, lost / max(total, 1), text + too_few(total), reason=reason)
+    return Seen(outcome, lost / max(total, 1), text + too_few(total, outcome), reason=reason)
 
 
 def _largest(gradient: Tensor) -> Tensor:
@@ -104,7 +104,7 @@ def _differentiable(subject: Subject, budget: Budget, found: Findings) -> Seen:
             f"; the model answers in {str(subject.logits.dtype).removeprefix('torch.')}, in whose rounding they drown"
         )
         return Seen("unsure", None, text, mend="audit the same weights in float32 (model.float())")
-    return Seen(outcome, bad / max(total, 1), text + too_few(total), reason=reason)
+    return Seen(outcome, bad / max(total, 1), text + too_few(total, outcome), reason=reason)
 
 
 _NOTHING, _AGREES, _WRONG, _KILLED, _STAND_IN = range(5)

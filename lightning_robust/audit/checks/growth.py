@@ -67,7 +67,8 @@ def _unbounded(subject: Subject, budget: Budget, found: Findings) -> Seen:
     if count and bool((subject.logits.argmax(1) == subject.logits[0].argmax()).all()):
         # then there need be no image at all that it gives another class
         return Seen("unsure", count / max(total, 1), f"{text}; but the model gives all images one class")
-    return Seen(judge(count, total), count / max(total, 1), text + too_few(total))
+    outcome = judge(count, total)
+    return Seen(outcome, count / max(total, 1), text + too_few(total, outcome))
 
 
 def _steps(budget: Budget) -> int:

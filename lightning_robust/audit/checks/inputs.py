@@ -55,7 +55,8 @@ def _quantised(subject: Subject, budget: Budget, found: Findings) -> Seen:
             f"inwards by {room:.2g}"
         )
     reason = "its input is clipped, which leaves no gradient at the ends of [0, 1]" if clipped > rounded else ""
-    return Seen(judge(lost, total), lost / max(total, 1), text + too_few(total), reason=reason)
+    outcome = judge(lost, total)
+    return Seen(outcome, lost / max(total, 1), text + too_few(total, outcome), reason=reason)
 
 
 def _alike(subject: Subject, model: Model, images: Tensor, moved: Tensor) -> Tensor:

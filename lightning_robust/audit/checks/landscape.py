@@ -53,7 +53,8 @@ def _uphill(subject: Subject, budget: Budget, found: Findings) -> Seen:
         f"{round(100 * _RIVALS / (_RIVALS + 1))} of 100"
     )
     # past a bend of the loss a gradient may well lose: a few images are no sign
-    return Seen(judge(count, total, MATTERS, 2 * MATTERS), count / max(total, 1), text + too_few(total))
+    outcome = judge(count, total, MATTERS, 2 * MATTERS)
+    return Seen(outcome, count / max(total, 1), text + too_few(total, outcome))
 
 
 def _both(logits: Tensor, labels: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from lightning_robust.attacks import APGD, FGSM, PGD
 from lightning_robust.audit.budgets import Budget
 from lightning_robust.audit.checks.base import CARLINI, DISTILLED, Check, Findings, Passes, too_few
 from lightning_robust.audit.result import Seen
-from lightning_robust.audit.statistics import ALPHA, MATTERS, judge, points, sign_test
+from lightning_robust.audit.statistics import ALPHA, MATTERS, Outcome, judge, points, sign_test
 from lightning_robust.audit.subject import Subject
 
 SINGLE, ITERATED, RESCALED, AUTO, AGAIN, LONGER = "fgsm", "pgd", "rescaled", "apgd", "restarts", "steps"
@@ -58,7 +58,8 @@ def _logit_scale(subject: Subject, budget: Budget, found: Findings) -> Seen:
         f"brought to one scale, {int(found.fooled[AUTO].sum())} more to APGD on a loss without a scale"
     )
     # another loss may find a few images more on a sound model, too
-    return Seen(judge(count, total, MATTERS, 2 * MATTERS), count / max(total, 1), text + too_few(total))
+    outcome = judge(count, total, MATTERS, 2 * MATTERS)
+    return Seen(outcome, count / max(total, 1), text + too_few(total, outcome))
 
 
 def _restarts(subject: Subject, budget: Budget, found: Findings) -> Seen:
@@ -97,8 +98,8 @@ def _more_steps(subject: Subject, budget: Budget, found: Findings) -> Seen:
 
 def _no_gain(gained: int, total: int, text: str) -> Seen:
     """More of an attack that still gains is no masking: it is an attack that has not converged."""
-    outcome = judge(gained, total, MATTERS)
-    return Seen("unsure" if outcome == "flag" else outcome, gained / max(total, 1), text + too_few(total))
+    outcome: Outcome = "pass" if judge(gained, total, MATTERS) == "pass" else "unsure"
+    return Seen(outcome, gained / max(total, 1), text + too_few(total, outcome))
 
 
 SINGLE_STEP = Check(
