@@ -132,7 +132,10 @@ def _owners(run: Run, several: bool) -> list[tuple[str, Run]]:
 
 
 def _numbers(audits: Sequence[Audit], name: str, attribute: str) -> tuple[Cell, ...]:
-    """Numbers, with the difference from the first where both are of the same threat model."""
+    """Numbers, with the difference from the first where both are of the same threat model.
+
+    What a masked model is said to withstand is an upper bound: a larger one is not said to be better.
+    """
     what = measure(name)
     first = audits[0]
     cells = []
@@ -141,5 +144,8 @@ def _numbers(audits: Sequence[Audit], name: str, attribute: str) -> tuple[Cell, 
         base = float(getattr(first, attribute)) if audit.threat_text == first.threat_text else None
         difference = what.difference(value, base)
         way = "" if not difference or base is None else "better" if value > base else "worse"
+        larger = audit if way == "better" else first
+        if attribute == "robust_accuracy" and larger.verdict == "masked":
+            way = ""
         cells.append(Cell(what.text(value), "", difference, way))
     return tuple(cells)

@@ -104,6 +104,27 @@ def test_audits_of_one_run_stand_side_by_side_by_name(make_run: MakeRun) -> None
     assert all(f'id="checks-1-{number}"' in page.text for number in (1, 2))
 
 
+def test_an_upper_bound_is_not_said_to_be_better(make_run: MakeRun) -> None:
+    folder = make_run()
+    masked = {"verdict": "masked", "robust_accuracy": 0.5, "clean_accuracy": 0.99}
+    for name, told in (("a", audit(clean_accuracy=0.9)), ("b", audit(**masked))):
+        put(folder, f"audit_{name}.json", told)
+    (group,) = groups(folder)
+    robust, clean = group.rows()[1:3]
+    assert [(cell.difference, cell.way) for cell in robust.cells] == [("", ""), ("+8.80 points", "")]
+    assert clean.cells[1].way == "better"
+    assert "+8.80 points better" not in table(page_of(folder), "audits-1")
+    # nor is another worse than an upper bound; but above one, or below what is trusted, there is no doubt
+    for first, second, way in (
+        (masked, {}, ""),
+        (masked, {"robust_accuracy": 0.7}, "better"),
+        ({}, masked | {"robust_accuracy": 0.1}, "worse"),
+    ):
+        for name, told in (("a", audit(**first)), ("b", audit(**second))):
+            put(folder, f"audit_{name}.json", told)
+        assert groups(folder)[0].rows()[1].cells[1].way == way
+
+
 def test_the_order_is_that_of_the_settings(make_run: MakeRun) -> None:
     folder = make_run()
     entries = "".join(f"\n  - class_path: a.Audit\n    init_args: {{name: {name}}}" for name in ("plain", "above"))
