@@ -100,11 +100,19 @@ class _PassOn(TorchFunctionMode):
             return func(given.detach(), *args[1:], **kwargs)
         if self.casts and _to_integers(name, args, kwargs):
             return _straight(given, given.detach().trunc())
-        result = func(*args, **kwargs)
         passes = name in _ROUNDING or (name in _CLIPPING and _bounds(args, kwargs) == 2)
+        if passes and _in_place(func):
+            before = given.clone()
+            return given.copy_(_straight(before, func(given.detach().clone(), *args[1:], **kwargs)))
+        result = func(*args, **kwargs)
         if passes and isinstance(result, Tensor) and result.shape == given.shape:
             return _straight(given, result)
         return result
+
+
+def _in_place(func: Any) -> bool:
+    name = str(getattr(func, "__name__", ""))
+    return name.endswith("_") and not name.startswith("_")
 
 
 def _bounds(args: Any, kwargs: Any) -> int:

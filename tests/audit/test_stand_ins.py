@@ -17,6 +17,8 @@ IMAGES = torch.tensor([[0.0, 0.31, 0.5, 0.92, 1.0]])
 Step = Callable[[Tensor], Tensor]
 THROUGH: dict[str, Step] = {
     "round": lambda x: (8 * x).round() / 8,
+    "round in place": lambda x: (8 * x).round_().div_(8),
+    "clamp in place": lambda x: (1 * x).clamp_(0.1, 0.9),
     "cast": lambda x: (255 * x).byte().float() / 255,
     "detach": lambda x: x.detach() + 0,
     "detached and changed in place": lambda x: x.detach().mul_(2).div_(2),
