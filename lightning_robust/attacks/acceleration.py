@@ -98,13 +98,14 @@ class Accelerated(nn.Module):
             module._buffers[leaf] = value
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images ``(N, C, H, W)`` in [0, 1] to logits ``(N, K)`` in the images' type."""
+        """Images ``(N, C, H, W)`` in [0, 1] to logits ``(N, K)``, of the type that the network itself gives."""
         given = images.dtype
         if self.dtype is not None:
             images = images.to(self.dtype)
         if self.channels_last:
             images = images.to(memory_format=torch.channels_last)
-        return self.copy(images).to(given)
+        logits = self.copy(images)
+        return logits if self.dtype is None else logits.to(given)
 
 
 def accelerate(

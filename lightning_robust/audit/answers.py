@@ -48,8 +48,8 @@ def asked(model: Model, images: Tensor) -> Tensor:
         size = "×".join(map(str, images.shape[1:]))
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(
-            f"the model cannot take these images of {size} (channels, height, width): {reason}; resize them to what it "
-            "was made for with --data.image_size"
+            f"the model cannot take these images of {size} (channels, height, width): {reason}; give it the data "
+            "that it was made for, or resize with --data.image_size"
         ) from error
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(images):
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__

@@ -174,8 +174,13 @@ class Subject:
         try:
             copied = copy.deepcopy(self.model).double()
             with attacking(copied) as lent, torch.no_grad():
-                lent(self.images[:1].double())
-        except (RuntimeError, TypeError, NotImplementedError):  # a kernel for float32 alone, weights cast by hand, …
+                lent(self.images[:2].double())  # an image alone is another question
+        except (
+            RuntimeError,
+            TypeError,
+            ValueError,
+            NotImplementedError,
+        ):  # a kernel for float32 alone, weights cast by hand, …
             return None
         return copied
 

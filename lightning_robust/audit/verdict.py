@@ -61,7 +61,7 @@ def sentence_of(
 
 def _what_to_run(unsure: Sequence[CheckResult], budget: str, images: int) -> str:
     first = next((check for check in unsure if check.name == FINISHED), unsure[0])
-    if first.name in ("clean_accuracy", FINISHED):
+    if first.name in ("clean_accuracy", FINISHED) or first.figure is None:  # nothing was counted: more would not help
         return first.mend
     larger = next_budget(budget)
     if larger is not None:

@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import logging
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -261,7 +262,10 @@ def _python(place: str) -> Any:
             raise UserError(f"--module: there is no file {place}")
         module = importlib.util.module_from_spec(spec)
         sys.modules.setdefault(file.stem, module)
-        spec.loader.exec_module(module)
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:  # whatever stands in the user's file
+            raise _broken(place, error) from error
         return module
     if "" not in sys.path:
         sys.path.insert(0, "")  # a module of the working folder, as python -m would find it
@@ -269,3 +273,11 @@ def _python(place: str) -> Any:
         return importlib.import_module(place)
     except ImportError as error:
         raise UserError(f"--module: {place} cannot be imported: {error}") from None
+    except Exception as error:
+        raise _broken(place, error) from error
+
+
+def _broken(place: str, error: Exception) -> UserError:
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    where = "" if isinstance(error, SyntaxError) else f" ({Path(last.filename).name}, line {last.lineno})"
+    return UserError(f"--module: {place} fails as it is imported{where}: {type(error).__name__}: {error}")

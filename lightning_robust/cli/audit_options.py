@@ -137,6 +137,8 @@ def checked(given: Any) -> Given:
         raise UserError(f"--images {given.images}: at least one, and 73 or more for a check to pass")
     if given.batch_size < 1:
         raise UserError(f"--batch_size {given.batch_size}: at least one image")
+    if given.norm not in ("linf", "l2", "l1"):
+        raise UserError(f"--norm {given.norm}: choose linf, l2 or l1")
     parse_number(given.eps)
     budget_of(given.budget)
     return Given(**{name: getattr(given, name) for name in Given.__dataclass_fields__})

@@ -258,3 +258,25 @@ def test_what_was_not_made_is_named() -> None:
     both = sentence_of("trusted", [made, skipped], budget="quick", **said)  # type: ignore[arg-type]
     assert "; 1 checks found no sign of masked gradients (not made: attacks on another model fail)." in both
     assert "not made" not in sentence_of("trusted", [made], budget="quick", **said)  # type: ignore[arg-type]
+
+
+def test_a_model_that_answers_in_float64_is_audited(natural: nn.Module, digits: Digit) -> None:
+    class Exact(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = copy.deepcopy(natural).double()
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.network(images.double())
+
+    result = of(Exact().eval(), digits)
+    assert (result.verdict, result.flagged) == ("trusted", [])
+
+
+def test_what_no_larger_budget_would_settle_is_not_answered_by_one() -> None:
+    unsure = CheckResult(
+        name="x", title="X", outcome="unsure", figure=None, text="", rule="", source="", mend="mend it", seconds=0
+    )
+    said = {"threat_model": ThreatModel("linf", 0.1), "robust_accuracy": 0.5, "interval": (0.4, 0.6), "images": 100}
+    sentence = sentence_of("not_enough_evidence", [unsure], budget="quick", **said)  # type: ignore[arg-type]
+    assert "): mend it." in sentence

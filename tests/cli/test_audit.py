@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -234,6 +235,7 @@ NET = ("--network", "digits_cnn", "--weights", "{weights}")
         (("--module", "no_such_package:name", "--data", "Digits"), "cannot be imported"),
         (("--module", "json:loads", "--data", "Digits"), "cannot be called without arguments"),
         (("--module", "json:nothing", "--data", "Digits"), "json has no nothing"),
+        (("--module", "json:loads", "--data", "Digits", "--norm", "l0"), "--norm l0: choose linf, l2 or l1"),
         (("--module", "json:__name__", "--data", "Digits"), "an nn.Module"),
         (("--program", "none.pt2", "--data", "Digits"), "there is no such file"),
         (("--program", "{weights}", "--data", "Digits"), "cannot be read as an exported program"),
@@ -291,6 +293,15 @@ def test_help_names_the_status_words(program: Program) -> None:
     done = program("audit", "--help")
     assert done.status == 0
     assert "0 trusted, 3 masked, 4 not enough evidence" in " ".join(done.out.split())
+
+
+@pytest.mark.parametrize(
+    ("text", "told"), [("x = (", "SyntaxError"), ("x = 1\nx.y", r"\(broken_module.py, line 2\): AttributeError")]
+)
+def test_a_file_that_fails_as_it_is_imported(program: Program, folder: Path, text: str, told: str) -> None:
+    (folder / "broken_module.py").write_text(text, encoding="utf-8")
+    done = program("audit", "--module", "broken_module.py:network", *DATA)
+    assert re.search(f"fails as it is imported.*{told}", done.error)
 
 
 def test_the_normalization_of_a_file() -> None:
