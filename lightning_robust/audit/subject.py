@@ -175,12 +175,8 @@ class Subject:
             copied = copy.deepcopy(self.model).double()
             with attacking(copied) as lent, torch.no_grad():
                 lent(self.images[:2].double())  # an image alone is another question
-        except (
-            RuntimeError,
-            TypeError,
-            ValueError,
-            NotImplementedError,
-        ):  # a kernel for float32 alone, weights cast by hand, …
+        # a kernel for float32 alone, weights cast by hand, …
+        except (RuntimeError, TypeError, ValueError, NotImplementedError):
             return None
         return copied
 
