@@ -28,7 +28,8 @@ import json
 import logging
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -305,6 +306,20 @@ def _chosen(names: str, known: Sequence[str]) -> list[str]:
     return chosen
 
 
+@contextmanager
+def _without_lightnings_words() -> Iterator[None]:
+    """Eight trainings would say the same things eight times."""
+    logger = logging.getLogger("pytorch_lightning")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_robust")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
 def main() -> None:
     parser = common_arguments(__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -323,12 +338,11 @@ def main() -> None:
         )
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_robust")
     cells = [(f, t, d) for f in args.families for t in TRAININGS for d in args.defenses]
     rows = []
     for number, cell in enumerate(cells, 1):
-        rows.append(row_of(*cell, audited(*cell, args)))
+        with _without_lightnings_words():
+            rows.append(row_of(*cell, audited(*cell, args)))
         took = f"{rows[-1]['seconds']:.0f} s; {', '.join(rows[-1]['flagged']) or 'no flag'}"
         console.print(f"{number}/{len(cells)} {', '.join(cell)}: {verdict_cell(rows[-1])} ({took})", highlight=False)
     columns = ("family", "training", "defense", "clean", "fgsm", "pgd", "robust", "verdict")

@@ -19,9 +19,11 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 @pytest.fixture(scope="module")
 def zoo() -> Any:
+    threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(BENCHMARKS))
         yield importlib.import_module("audit_zoo")
+    torch.set_num_threads(threads)  # the scripts set it
 
 
 def row(family: str, defense: str, **changes: Any) -> dict[str, Any]:
