@@ -31,6 +31,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -314,7 +315,7 @@ def _without_lightnings_words() -> Iterator[None]:
     logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_robust")
+            warnings.filterwarnings("ignore", module="pytorch_lightning")
             yield
     finally:
         logger.setLevel(level)
@@ -331,7 +332,7 @@ def main() -> None:
     for option, known, names in (("families", FAMILIES, families), ("defenses", DEFENSES, defenses)):
         parser.add_argument(
             f"--{option}",
-            type=lambda text, known=tuple(known): _chosen(text, known),  # type: ignore[misc]
+            type=partial(_chosen, known=tuple(known)),
             default=list(known),
             metavar="A,B",
             help=f"some of {names}",

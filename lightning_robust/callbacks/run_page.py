@@ -19,7 +19,7 @@ import lightning_robust
 from lightning_robust.callbacks.measurement import run_folder
 from lightning_robust.report import write_json
 from lightning_robust.report.page import write_page
-from lightning_robust.report.page.secrets import mask_command, mask_text
+from lightning_robust.report.secrets import mask_command, mask_text
 
 _PACKAGES = ("lightning-robust", "torch", "torchvision", "pytorch-lightning", "torchmetrics", "timm", "numpy")
 
@@ -30,7 +30,7 @@ _CONFIGS = Path(lightning_robust.__file__).resolve().parent / "configs"
 class RunPage(pl.Callback):
     """Writes ``environment.json`` when a run begins, and the page ``report.html`` when it ends, however it ends.
 
-    ``environment.json`` holds the command without its secrets (:mod:`lightning_robust.report.page.secrets`), versions,
+    ``environment.json`` holds the command without its secrets (:mod:`lightning_robust.report.secrets`), versions,
     devices, and the state: "running", "finished", "interrupted" or "failed". Rank zero writes both. A page that cannot
     be made costs a warning and nothing else.
 

@@ -16,8 +16,8 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 
 from lightning_robust.callbacks.measurement import run_folder
 from lightning_robust.loggers.weights_and_biases import RunWandbLogger, note_id
-from lightning_robust.report.page.secrets import mask_settings
 from lightning_robust.report.page.words import measure
+from lightning_robust.report.secrets import mask_settings
 
 
 class WandbRun(pl.Callback):

@@ -14,7 +14,7 @@ from pytorch_lightning.loggers import WandbLogger
 
 import lightning_robust.callbacks as callbacks
 from lightning_robust.loggers import RunLogger
-from lightning_robust.report.page.secrets import mask_settings
+from lightning_robust.report.secrets import mask_settings
 
 
 @dataclass(frozen=True, kw_only=True)

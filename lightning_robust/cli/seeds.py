@@ -23,8 +23,8 @@ from lightning_robust.loggers import RunLogger
 from lightning_robust.modules import ImageClassifier
 from lightning_robust.report import write_json
 from lightning_robust.report.page import write_page
-from lightning_robust.report.page.secrets import mask_command
 from lightning_robust.report.page.words import measure
+from lightning_robust.report.secrets import mask_command
 from lightning_robust.report.seeds import Spread, write_seeds
 
 _MOST = 100

@@ -19,7 +19,7 @@ from pytorch_lightning.loggers.logger import rank_zero_experiment
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from lightning_robust.report import atomic_file
-from lightning_robust.report.page.secrets import mask_command, mask_settings
+from lightning_robust.report.secrets import mask_command, mask_settings
 
 _ID_FILE = Path("wandb") / "run-id.txt"
 _LONGEST_TAG = 64  # characters; W&B refuses longer ones
@@ -29,7 +29,7 @@ class RunWandbLogger(WandbLogger):
     """Lightning's logger, whose figures and tables stand at the step of the evaluation that made them, without secrets.
 
     Without a step W&B puts them at that of the number logged last, one evaluation too early. What settings and the
-    command line hold of tokens and passwords is hidden (:mod:`lightning_robust.report.page.secrets`).
+    command line hold of tokens and passwords is hidden (:mod:`lightning_robust.report.secrets`).
 
     Attributes:
         now: step of what is logged without one; :class:`~lightning_robust.callbacks.WandbRun` sets it.

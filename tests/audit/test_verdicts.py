@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import audit_cases as spoilt
 import pytest
@@ -254,10 +255,15 @@ def test_what_was_not_made_is_named() -> None:
         )  # type: ignore[arg-type]
         for title, outcome in (("One thing", "pass"), ("Attacks on another model fail", "skipped"))
     )
-    said = {"threat_model": ThreatModel("linf", 0.1), "robust_accuracy": 0.5, "interval": (0.4, 0.6), "images": 100}
-    both = sentence_of("trusted", [made, skipped], budget="quick", **said)  # type: ignore[arg-type]
+    said: dict[str, Any] = {
+        "threat_model": ThreatModel("linf", 0.1),
+        "robust_accuracy": 0.5,
+        "interval": (0.4, 0.6),
+        "images": 100,
+    }
+    both = sentence_of("trusted", [made, skipped], budget="quick", **said)
     assert "; 1 checks found no sign of masked gradients (not made: attacks on another model fail)." in both
-    assert "not made" not in sentence_of("trusted", [made], budget="quick", **said)  # type: ignore[arg-type]
+    assert "not made" not in sentence_of("trusted", [made], budget="quick", **said)
 
 
 def test_a_model_that_answers_in_float64_is_audited(natural: nn.Module, digits: Digit) -> None:
@@ -277,6 +283,11 @@ def test_what_no_larger_budget_would_settle_is_not_answered_by_one() -> None:
     unsure = CheckResult(
         name="x", title="X", outcome="unsure", figure=None, text="", rule="", source="", mend="mend it", seconds=0
     )
-    said = {"threat_model": ThreatModel("linf", 0.1), "robust_accuracy": 0.5, "interval": (0.4, 0.6), "images": 100}
-    sentence = sentence_of("not_enough_evidence", [unsure], budget="quick", **said)  # type: ignore[arg-type]
+    said: dict[str, Any] = {
+        "threat_model": ThreatModel("linf", 0.1),
+        "robust_accuracy": 0.5,
+        "interval": (0.4, 0.6),
+        "images": 100,
+    }
+    sentence = sentence_of("not_enough_evidence", [unsure], budget="quick", **said)
     assert "): mend it." in sentence

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
+from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
 from lightning_robust.cli import main
 from lightning_robust.cli.configs import shipped, sweeps
@@ -26,6 +27,17 @@ def command(told: dict[str, Any], end: str) -> list[str]:
     assert words[0] == "lightning-robust"
     place = words.index("${args}")
     return [*words[1:place], *given, *words[place + 1 :]]
+
+
+def agents_words(template: list[str], values: dict[str, Any]) -> list[str]:
+    """The words that an agent starts, as W&B fills them in; without the program."""
+    parts = create_sweep_command_args({"args": {name: {"value": value} for name, value in values.items()}})
+    words: list[str] = []
+    for word in create_sweep_command(list(template)):
+        macro = word[2:-1] if word.startswith("${") and word.endswith("}") else ""
+        words += parts.get(macro, []) if macro else [word]
+    assert words[0] == "lightning-robust"
+    return words[1:]
 
 
 def parsed(words: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
@@ -78,3 +90,29 @@ def test_its_first_lines_say_how(name: str, capsys: pytest.CaptureFixture[str]) 
     with pytest.raises(SystemExit):
         main(["train", "--config", name])
     assert f"--config {name} is a sweep: `lightning-robust configs {name} > sweep.yaml`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_what_an_agent_starts_is_understood(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    told = yaml.safe_load(SWEEPS[name].read_text(encoding="utf-8"))
+    values = {parameter: (span["min"] + span["max"]) / 3 for parameter, span in told["parameters"].items()}
+    dumped = yaml.safe_dump(parsed(agents_words(told["command"], values), capsys))
+    for parameter, value in values.items():
+        assert f"{parameter.rpartition('.')[2]}: {value}\n" in dumped
+
+
+def test_a_draw_near_zero_stays_a_number(capsys: pytest.CaptureFixture[str]) -> None:
+    told = yaml.safe_load(SWEEPS["sweep/prm_lambda"].read_text(encoding="utf-8"))
+    words = agents_words(told["command"], {"model.lam": 5.3e-05})
+    assert "--model.lam=5.3e-05" in words
+    assert parsed(words, capsys)["model"]["init_args"]["lam"] == pytest.approx(5.3e-05)
+
+
+def test_options_without_dashes_are_refused_in_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    words = agents_words(
+        ["lightning-robust", "train", "--config", "prm_digits", "${args_no_hyphens}"], {"model.lam": 0.5}
+    )
+    assert words[-1] == "model.lam=0.5"
+    with pytest.raises(SystemExit):
+        main(words)
+    assert "'model.lam=0.5' is no option: options begin with --" in capsys.readouterr().err

@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_robust.attacks import APGD
 from lightning_robust.audit.budgets import Budget
 from lightning_robust.audit.result import Seen
-from lightning_robust.audit.statistics import Outcome, wilson_interval
+from lightning_robust.audit.statistics import MATTERS, STRAY, Outcome, judge, wilson_interval
 from lightning_robust.audit.subject import Subject
 
 CARLINI = "Carlini et al., arXiv 1902.06705"
@@ -90,6 +90,23 @@ def too_few(count: int, outcome: Outcome) -> str:
         if outcome != "unsure" or enough(count)
         else f"; {count} images are too few to exclude 5 points, which takes 73 or more"
     )
+
+
+def counted(
+    count: int, total: int, text: str, usual: float = STRAY, matters: float = MATTERS, *, reason: str = ""
+) -> Seen:
+    """What a check has seen that counts odd images, judged by :func:`~lightning_robust.audit.statistics.judge`.
+
+    Args:
+        count: of odd images.
+        total: of all that were looked at.
+        text: what was seen, in words.
+        usual: share that is let pass.
+        matters: share that would mislead.
+        reason: takes the place of the check's own, should it be flagged.
+    """
+    outcome = judge(count, total, usual, matters)
+    return Seen(outcome, count / max(total, 1), text + too_few(total, outcome), reason=reason)
 
 
 def stronger(subject: Subject, budget: Budget, found: Findings, name: str, on: Tensor, of: Tensor) -> Tensor:

@@ -6,10 +6,10 @@ from torch import Tensor
 
 from lightning_robust.attacks import PGD, Attack, RandomNoise, Square, Transfer
 from lightning_robust.audit.budgets import Budget
-from lightning_robust.audit.checks.base import AUTOATTACK, CARLINI, Check, Findings, Passes, stronger, too_few
+from lightning_robust.audit.checks.base import AUTOATTACK, CARLINI, Check, Findings, Passes, counted, stronger
 from lightning_robust.audit.result import Seen
 from lightning_robust.audit.stand_ins import undefended
-from lightning_robust.audit.statistics import BLACK_BOX, judge, points
+from lightning_robust.audit.statistics import BLACK_BOX, points
 from lightning_robust.audit.subject import Subject
 from lightning_robust.audit.surrogate import EPOCHS, LEAST_AGREEMENT, train_surrogate
 
@@ -25,8 +25,7 @@ def _compare(subject: Subject, budget: Budget, found: Findings, name: str, attac
     text = f"of {total} images gradient attacks left {int(left.sum())}, of which {name} fools {int(fooled.sum())}" + (
         f"; a longer gradient attack fools {int((fooled & ~alone).sum())} of these" if bool(fooled.any()) else ""
     )
-    outcome = judge(count, total, BLACK_BOX)
-    return Seen(outcome, count / max(total, 1), text + too_few(total, outcome)), alone
+    return counted(count, total, text, BLACK_BOX), alone
 
 
 def _random_noise(subject: Subject, budget: Budget, found: Findings) -> Seen:
@@ -49,8 +48,7 @@ def _transfer(subject: Subject, budget: Budget, found: Findings) -> Seen:
     sample = subject.first(budget.sample) & subject.right
     if not bool((sample & ~found.by_gradients()).any()):  # no surrogate need be trained
         total = int(sample.sum())
-        outcome = judge(0, total, BLACK_BOX)
-        return Seen(outcome, 0.0, f"of {total} images gradient attacks left none{too_few(total, outcome)}")
+        return counted(0, total, f"of {total} images gradient attacks left none", BLACK_BOX)
     surrogate = found.surrogate
     what = "the surrogate that was given"
     if surrogate is None:

@@ -9,7 +9,17 @@ from lightning_robust.attacks.context import Model, attacking
 from lightning_robust.attacks.losses import cross_entropy, scaled_cross_entropy
 from lightning_robust.attacks.randomness import image_keys, uniform
 from lightning_robust.audit.budgets import Budget
-from lightning_robust.audit.checks.base import ATHALYE, CARLINI, DISTILLED, Check, Findings, Passes, enough, too_few
+from lightning_robust.audit.checks.base import (
+    ATHALYE,
+    CARLINI,
+    DISTILLED,
+    Check,
+    Findings,
+    Passes,
+    counted,
+    enough,
+    too_few,
+)
 from lightning_robust.audit.result import Seen
 from lightning_robust.audit.stand_ins import Watch
 from lightning_robust.audit.statistics import STRAY, judge
@@ -44,7 +54,6 @@ def _zero_gradients(subject: Subject, budget: Budget, found: Findings) -> Seen:
     subject.blind = total > 0 and bool((largest == 0).all())
     # NaN has no sign, so no attack can follow it
     lost = int(((naive == 0) | naive.isnan()).sum())
-    outcome = judge(lost, total)
     text = f"the gradient of the cross-entropy is zero at {lost} of {total} images"
     if double is not None:
         exact = largest[:, 2]
@@ -58,7 +67,7 @@ def _zero_gradients(subject: Subject, budget: Budget, found: Findings) -> Seen:
     reason = "no gradient reaches the image" if subject.blind else ""
     if not subject.blind and 2 * int((rescaled == 0).sum()) > lost:
         reason = "they vanish within the model, whatever the scale of its outputs (something is cut off or saturated)"
-    return Seen(outcome, lost / max(total, 1), text + too_few(total, outcome), reason=reason)
+    return counted(lost, total, text, reason=reason)
 
 
 def _largest(gradient: Tensor) -> Tensor:

@@ -9,9 +9,9 @@ from typing import Literal
 
 from lightning_robust.attacks import PGD
 from lightning_robust.audit.budgets import Budget
-from lightning_robust.audit.checks.base import CARLINI, Check, Findings, Passes, too_few
+from lightning_robust.audit.checks.base import CARLINI, Check, Findings, Passes, counted
 from lightning_robust.audit.result import Seen
-from lightning_robust.audit.statistics import ALPHA, STRAY, judge, points, sign_test
+from lightning_robust.audit.statistics import ALPHA, STRAY, points, sign_test
 from lightning_robust.audit.subject import Subject
 
 _GRAY = 0.5  # how far a pixel is from the middle at most
@@ -67,8 +67,7 @@ def _unbounded(subject: Subject, budget: Budget, found: Findings) -> Seen:
     if count and bool((subject.logits.argmax(1) == subject.logits[0].argmax()).all()):
         # then there need be no image at all that it gives another class
         return Seen("unsure", count / max(total, 1), f"{text}; but the model gives all images one class")
-    outcome = judge(count, total)
-    return Seen(outcome, count / max(total, 1), text + too_few(total, outcome))
+    return counted(count, total, text)
 
 
 def _steps(budget: Budget) -> int:

@@ -9,9 +9,9 @@ from lightning_robust.attacks.context import Model
 from lightning_robust.attacks.losses import margin
 from lightning_robust.attacks.randomness import image_keys, uniform
 from lightning_robust.audit.budgets import Budget
-from lightning_robust.audit.checks.base import ATHALYE, Check, Findings, Passes, too_few
+from lightning_robust.audit.checks.base import ATHALYE, Check, Findings, Passes, counted
 from lightning_robust.audit.result import Seen
-from lightning_robust.audit.statistics import STRAY, judge
+from lightning_robust.audit.statistics import STRAY
 from lightning_robust.audit.subject import Subject
 
 _STEP = 0.25 / 255  # a quarter of an 8-bit step: far above float32's resolution, and lost on what rounds to 8 bits
@@ -55,8 +55,7 @@ def _quantised(subject: Subject, budget: Budget, found: Findings) -> Seen:
             f"inwards by {room:.2g}"
         )
     reason = "its input is clipped, which leaves no gradient at the ends of [0, 1]" if clipped > rounded else ""
-    outcome = judge(lost, total)
-    return Seen(outcome, lost / max(total, 1), text + too_few(total, outcome), reason=reason)
+    return counted(lost, total, text, reason=reason)
 
 
 def _alike(subject: Subject, model: Model, images: Tensor, moved: Tensor) -> Tensor:

@@ -11,9 +11,9 @@ from lightning_robust.attacks.losses import cross_entropy, margin
 from lightning_robust.attacks.projection import steepest
 from lightning_robust.attacks.randomness import image_keys, normal
 from lightning_robust.audit.budgets import Budget
-from lightning_robust.audit.checks.base import CARLINI, Check, Findings, Passes, too_few
+from lightning_robust.audit.checks.base import CARLINI, Check, Findings, Passes, counted
 from lightning_robust.audit.result import Seen
-from lightning_robust.audit.statistics import MATTERS, judge
+from lightning_robust.audit.statistics import MATTERS
 from lightning_robust.audit.subject import Subject
 
 _PART = 0.25  # of ε: near enough for a gradient to hold, far enough to leave one step of an 8-bit image
@@ -53,8 +53,7 @@ def _uphill(subject: Subject, budget: Budget, found: Findings) -> Seen:
         f"{round(100 * _RIVALS / (_RIVALS + 1))} of 100"
     )
     # past a bend of the loss a gradient may well lose: a few images are no sign
-    outcome = judge(count, total, MATTERS, 2 * MATTERS)
-    return Seen(outcome, count / max(total, 1), text + too_few(total, outcome))
+    return counted(count, total, text, MATTERS, 2 * MATTERS)
 
 
 def _both(logits: Tensor, labels: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from lightning_robust.attacks import APGD, FGSM, PGD
 from lightning_robust.audit.budgets import Budget
-from lightning_robust.audit.checks.base import CARLINI, DISTILLED, Check, Findings, Passes, too_few
+from lightning_robust.audit.checks.base import CARLINI, DISTILLED, Check, Findings, Passes, counted, too_few
 from lightning_robust.audit.result import Seen
 from lightning_robust.audit.statistics import ALPHA, MATTERS, Outcome, judge, points, sign_test
 from lightning_robust.audit.subject import Subject
@@ -58,8 +58,7 @@ def _logit_scale(subject: Subject, budget: Budget, found: Findings) -> Seen:
         f"brought to one scale, {int(found.fooled[AUTO].sum())} more to APGD on a loss without a scale"
     )
     # another loss may find a few images more on a sound model, too
-    outcome = judge(count, total, MATTERS, 2 * MATTERS)
-    return Seen(outcome, count / max(total, 1), text + too_few(total, outcome))
+    return counted(count, total, text, MATTERS, 2 * MATTERS)
 
 
 def _restarts(subject: Subject, budget: Budget, found: Findings) -> Seen:

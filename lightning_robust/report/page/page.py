@@ -23,11 +23,11 @@ from lightning_robust.report.page import compare
 from lightning_robust.report.page.pictures import Embedded, choose, embed
 from lightning_robust.report.page.plots import table_charts, training_charts
 from lightning_robust.report.page.record import Run, name_apart, read_run
-from lightning_robust.report.page.secrets import mask_command, mask_value
 from lightning_robust.report.page.settings import repetitions, split
 from lightning_robust.report.page.tables import PageTable, page_table
 from lightning_robust.report.page.verdicts import audit_groups
 from lightning_robust.report.page.words import STAGES, number
+from lightning_robust.report.secrets import mask_command, mask_value
 
 MARK = '<meta name="generator" content="lightning-robust report">'
 """Stands in every page, so that no other file is written over."""
